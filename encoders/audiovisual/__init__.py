@@ -1,0 +1,1 @@
+"""Models of sound and picture together: one paper, one file."""

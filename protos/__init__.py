@@ -1,0 +1,1 @@
+"""The wire: what packets and predictions look like as bytes."""

@@ -1,0 +1,95 @@
+"""Packets, gaps, and what a stream says about its codecs; sequence arithmetic with wrap-around.
+
+A packet is the unit on the wire and the thing that can be lost. Packets of one modality carry a
+sequence number that grows by one each, in decode order; a missing number is a lost packet.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+MODALITIES = ("video", "audio")  # the order on the M axis, everywhere
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packet:
+    """One unit on the wire.
+
+    ``capture_time`` counts ticks of ``time_base`` (seconds per tick) and is the *presentation* time of the
+    frame, or of the first audible sample. ``arrival`` is in seconds on the receiver's clock, the same axis
+    as capture time in a replay; None means that the packet arrives the moment it is sent.
+    """
+
+    modality: str
+    seq: int
+    capture_time: int
+    time_base: Fraction
+    payload: bytes
+    duration: int = 0  # ticks; 0 = unknown
+    keyframe: bool = False  # decoding may start here
+    disposable: bool = False  # no other frame is decoded from it
+    decode_time: int | None = None  # ticks; dts where the container has one
+    arrival: float | None = None
+    corrupt: bool = False  # the transport says that bytes are wrong
+
+    @property
+    def seconds(self) -> float:
+        """Capture time in seconds."""
+        return float(self.capture_time * self.time_base)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """Packets ``first_seq .. first_seq + count - 1`` of a modality that will not come in time.
+
+    ``start`` and ``end`` bound the capture time they covered, in seconds, as far as the neighbours tell
+    (None at an open end). ``reason`` is ``"lost"`` (never came) or ``"late"``; late packets may still arrive.
+    """
+
+    modality: str
+    first_seq: int
+    count: int
+    start: float | None = None
+    end: float | None = None
+    reason: str = "lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodecConfig:
+    """What a decoder must know before the first packet of a modality."""
+
+    codec: str  # FFmpeg's name: h264, hevc, vp8, mjpeg, aac, opus, pcm_s16le, ...
+    time_base: Fraction
+    extradata: bytes = b""
+    sample_rate: int = 0  # Hz, audio
+    channels: int = 0
+    sample_format: str = ""  # FFmpeg's name, for raw audio
+    width: int = 0
+    height: int = 0
+    pixel_format: str = ""  # FFmpeg's name, for raw video
+    frame_rate: Fraction | None = None  # nominal
+    rotation: int = 0  # degrees counter-clockwise that show the picture upright: 0, 90, 180, 270
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamInfo:
+    """What is known of a stream before its first packet."""
+
+    name: str
+    codecs: Mapping[str, CodecConfig]  # by modality; an absent modality has no track
+    origin: Fraction | None = None  # capture time of the clip grid's zero, seconds
+    duration: float | None = None  # seconds, where known
+    labels: Mapping[str, str] = field(default_factory=dict)  # free notes that travel with a recording
+    sequence_numbers: bool = True  # False: a container, whose losses leave no number behind
+
+
+def newer(a: int, b: int, bits: int = 16) -> bool:
+    """True if sequence number ``a`` comes after ``b`` on a circle of ``2**bits`` (RFC 3550, A.1)."""
+    return 0 < (a - b) % (1 << bits) < 1 << (bits - 1)
+
+
+def unwrap(seq: int, reference: int, bits: int = 16) -> int:
+    """The number nearest to ``reference`` that equals ``seq`` modulo ``2**bits``."""
+    size = 1 << bits
+    step = (seq - reference) % size
+    return reference + (step if step < size // 2 else step - size)
