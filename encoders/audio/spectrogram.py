@@ -1,7 +1,8 @@
-"""The dB spectrogram of AVID-CMA: 24 kHz, 257 bins, 100 columns a second.
+"""The log spectrogram that AVID-CMA's audio network hears: 257 bins, 100 columns a second, standardised per bin.
 
-Morgado, Vasconcelos, Misra (CVPR 2021), public preprocessing: an FFT twice the configured size, bins 1..512 averaged
-in pairs, power in dB clipped 100 dB below the clip's loudest, then standardised per bin.
+Morgado, Vasconcelos, Misra, "Audio-Visual Instance Discrimination with Cross-Modal Agreement" (CVPR 2021), and its
+public code. The mean and standard deviation of each bin are those of AudioSet as published, at 25 of the 257 bins;
+between them we interpolate.
 
 Shapes: B batch, S sample, T column in time, F frequency bin.
 """
@@ -15,45 +16,65 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Per-bin statistics of the published pre-training audio at every 16th bin (finer at the low end), in dB;
-# between them we interpolate linearly.
-STATS_BINS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 24, 40, 56, 72, 88, 104, 120, 136, 152, 168, 184, 200, 216, 232, 248, 256)
-STATS_MEAN = (
-    -13.8, -5.7, -1.9, -0.6, -0.1, -0.1, -0.7, -1.2, -1.7, -10.3, -14.2, -16.6, -19.6, -23.1, -26.8,
-    -29.4, -31.9, -33.5, -35.5, -37.2, -38.7, -41.2, -44.7, -49.9, -53.9,
-)  # fmt: skip
-STATS_STD = (
-    21.2, 20.0, 19.5, 18.7, 18.2, 18.0, 17.9, 17.8, 17.8, 17.6, 17.4, 17.7, 17.5, 18.0, 19.6,
-    20.2, 21.1, 21.2, 21.4, 21.4, 21.4, 21.2, 21.0, 19.4, 18.7,
-)  # fmt: skip
+from encoders.errors import ConfigError
+
+__all__ = ["BIN_MEAN", "BIN_STD", "AvidSpectrogram"]
+
+# Bins at which the published statistics are tabulated, and the decibels there.
+_BINS = (0, 1, 2, 3, 4, 5, 6, 7, 8, *range(24, 249, 16), 256)
+_MEAN_DB = (
+    *(-13.8, -5.7, -1.9, -0.6, -0.1, -0.1, -0.7, -1.2, -1.7, -10.3, -14.2, -16.6, -19.6, -23.1, -26.8),
+    *(-29.4, -31.9, -33.5, -35.5, -37.2, -38.7, -41.2, -44.7, -49.9, -53.9),
+)
+_STD_DB = (
+    *(21.2, 20.0, 19.5, 18.7, 18.2, 18.0, 17.9, 17.8, 17.8, 17.6, 17.4, 17.7, 17.5, 18.0, 19.6),
+    *(20.2, 21.1, 21.2, 21.4, 21.4, 21.4, 21.2, 21.0, 19.4, 18.7),
+)
+BIN_MEAN = np.interp(np.arange(257), _BINS, _MEAN_DB).astype(np.float32)
+BIN_STD = np.interp(np.arange(257), _BINS, _STD_DB).astype(np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AvidSpectrogram:
-    """Samples (B, S) in [-1, 1] at 24 kHz -> standardised dB (B, T, 257), T = seconds * 100."""
+    """Power spectrum in decibels, pairs of bins averaged, each bin standardised: (B, S) -> (B, T, 257)."""
 
     sample_rate: int = 24_000  # Hz
-    n_fft: int = 1024  # twice the "n_fft: 512" of the published configuration
-    hop: int = 240  # samples
-    bins: int = 257
+    n_fft: int = 1_024  # samples, Hann window and transform; twice what the published config calls n_fft
+    columns_per_second: int = 100
+    floor: float = 1e-10  # power below which the logarithm sees no difference
+    range_db: float = 100.0  # what lies further below the clip's maximum is raised to there
+
+    @property
+    def hop(self) -> int:
+        """Samples between columns; exact."""
+        hop, rest = divmod(self.sample_rate, self.columns_per_second)
+        assert rest == 0, f"{self.sample_rate} Hz is no multiple of {self.columns_per_second} columns a second"
+        return hop
 
     def shape(self, seconds: Fraction) -> tuple[int, int]:
-        return int(seconds * 100), self.bins
+        """(T, F) of a clip that long."""
+        return int(seconds * self.columns_per_second), 1 + self.n_fft // 4
 
     def __call__(self, clips: Float[Tensor, "b s"]) -> Float[Tensor, "b t f"]:
-        mean, std = (x.to(clips) for x in _stats(self.bins))
-        window = torch.hann_window(self.n_fft, device=clips.device)
-        spectrum = torch.stft(clips, self.n_fft, self.hop, window=window, center=True, pad_mode="constant", return_complex=True)
+        """Samples in [-1, 1]; the ends are mirrored, so nothing outside the clip is heard."""
+        if clips.shape[-1] <= self.n_fft // 2:
+            raise ConfigError(
+                f"an audio clip of {clips.shape[-1]} samples is too short for a window of {self.n_fft}; "
+                f"give more than {self.n_fft // 2} samples"
+            )
+        window, mean, std = (x.to(clips) for x in _constants(self.n_fft))
+        spectrum = torch.stft(clips, self.n_fft, self.hop, window=window, pad_mode="reflect", return_complex=True)
         power = spectrum.abs().square()[..., : clips.shape[-1] // self.hop]  # (B, 513, T)
-        pairs = power[:, 1:].unflatten(1, (self.bins - 1, 2)).mean(2)
-        db = 10 * torch.cat((power[:, :1], pairs), 1).clamp(min=1e-10).log10()
-        db = torch.maximum(db, db.amax((1, 2), keepdim=True) - 100)
-        return (db.transpose(1, 2) - mean) / (std + 1e-5)
+        pairs = power[:, 1:].unflatten(1, (-1, 2)).mean(2)  # (B, 256, T)
+        power = torch.cat([power[:, :1], pairs], 1).transpose(1, 2)  # (B, T, 257)
+        decibel = 10 * power.clamp_min(self.floor).log10()
+        decibel = torch.maximum(decibel, decibel.amax((1, 2), keepdim=True) - self.range_db)
+        return (decibel - mean) / (std + 1e-5)
 
 
-@lru_cache(maxsize=2)
-def _stats(bins: int) -> tuple[Tensor, Tensor]:
-    at = np.arange(bins)
-    tables = (np.interp(at, STATS_BINS, table).astype(np.float32) for table in (STATS_MEAN, STATS_STD))
-    mean, std = (torch.from_numpy(table) for table in tables)
-    return mean, std
+@lru_cache(maxsize=4)
+def _constants(n_fft: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Window, and the bins' mean and standard deviation (those of 1 024 stretched to another size)."""
+    at = np.linspace(0, 256, 1 + n_fft // 4)
+    mean, std = (np.interp(at, np.arange(257), x).astype(np.float32) for x in (BIN_MEAN, BIN_STD))
+    return torch.hann_window(n_fft), torch.from_numpy(mean), torch.from_numpy(std)
