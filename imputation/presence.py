@@ -68,4 +68,4 @@ def absent_state(missing: Mapping[str, float]) -> str:
     largest = max(missing.values(), default=0.0)
     if largest <= 0:
         return "lost"
-    return next(state for state in ABSENT_STATES if missing.get(state, 0.0) >= largest - _ROUNDING)
+    return next(state for state in ABSENT_STATES if missing.get(state, -1.0) >= largest - _ROUNDING)

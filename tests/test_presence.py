@@ -18,7 +18,7 @@ def test_a_clip_exactly_at_its_threshold_is_absent():
 
 
 def test_rounding_of_summed_durations_does_not_lift_a_clip_over_its_threshold():
-    fifteen_of_twenty = sum([0.02] * 15) / 0.4  # 0.7500000000000001
+    fifteen_of_twenty = sum([0.05] * 15)  # 0.7500000000000001
     assert fifteen_of_twenty > 0.75
     assert not PresenceRule().present("audio", fifteen_of_twenty)
 
