@@ -100,7 +100,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     """``value`` as ``hint`` demands; text is read as JSON where the field is not text."""
     try:
         return _as(value, hint)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         if isinstance(error, UsageError | ConfigError):
             raise
         name = getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
