@@ -83,6 +83,27 @@ class StreamInfo:
     sequence_numbers: bool = True  # False: a container, whose losses leave no number behind
 
 
+DECISIONS = ("shed", "device_lost", "device_back", "format_change", "clock_remap")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Something the runtime chose or noticed in a live stream; a recording keeps it and a replay obeys it.
+
+    ``arrival`` is when, in seconds on the receiver's clock, so that decisions and packets sort on one axis.
+    """
+
+    kind: str  # one of DECISIONS
+    modality: str
+    arrival: float
+    epoch: int = 0
+    clip: int | None = None  # shed: the clip that was not encoded
+    codec: CodecConfig | None = None  # format_change: what the packets after it are
+    offset: Fraction = Fraction(0)  # clock_remap: seconds added to capture times from now on
+    drift_ppm: float = 0.0  # clock_remap: what was measured against the other modality's clock
+    reason: str = ""  # for people
+
+
 def newer(a: int, b: int, bits: int = 16) -> bool:
     """True if sequence number ``a`` comes after ``b`` on a circle of ``2**bits`` (RFC 3550, A.1)."""
     return 0 < (a - b) % (1 << bits) < 1 << (bits - 1)
