@@ -23,6 +23,10 @@ class DataError(LegatoError, ValueError):
     """Features, labels or checkpoints do not fit."""
 
 
+class SourceError(LegatoError):
+    """A file, folder or device cannot be read."""
+
+
 class MissingExtraError(LegatoError, ImportError):
     """An optional package is not installed."""
 

@@ -31,13 +31,9 @@ from encoders.errors import (
     LegatoError,
     MissingExtraError,
     OutputError,
+    SourceError,
     UsageError,
 )
-
-
-class SourceError(LegatoError):
-    """A file, folder or device cannot be read."""
-
 
 class RecordingError(SourceError):
     """A packet recording is not one, or its header is damaged."""

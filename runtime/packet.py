@@ -31,6 +31,8 @@ class Packet:
     decode_time: int | None = None  # ticks; dts where the container has one
     arrival: float | None = None
     corrupt: bool = False  # the transport says that bytes are wrong
+    skip: int = 0  # audio: decoded samples at the start that are codec priming; video: 1 = decoded, never shown
+    padding: int = 0  # audio: decoded samples at the end that are no part of the recording
 
     @property
     def seconds(self) -> float:
