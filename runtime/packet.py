@@ -36,8 +36,19 @@ class Packet:
 
     @property
     def seconds(self) -> float:
-        """Capture time in seconds."""
-        return float(self.capture_time * self.time_base)
+        """Capture time in seconds (one rounding, as ``float`` of the exact fraction gives)."""
+        return self.capture_time * self.time_base.numerator / self.time_base.denominator
+
+    @property
+    def end_seconds(self) -> float:
+        """Capture time at the end of what the packet shows; its start where the duration is unknown."""
+        return (self.capture_time + self.duration) * self.time_base.numerator / self.time_base.denominator
+
+    @property
+    def decode_seconds(self) -> float:
+        """Decode time in seconds; capture time where the container has none."""
+        ticks = self.capture_time if self.decode_time is None else self.decode_time
+        return ticks * self.time_base.numerator / self.time_base.denominator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,3 +127,51 @@ def unwrap(seq: int, reference: int, bits: int = 16) -> int:
     size = 1 << bits
     step = (seq - reference) % size
     return reference + (step if step < size // 2 else step - size)
+
+
+class ExtendedSequence:
+    """16-bit sequence numbers as they come off the wire, unwrapped to a line (RFC 3550, appendix A.1).
+
+    Numbers up to ``MAX_DROPOUT`` ahead are in order; up to ``MAX_MISORDER`` behind are reordered or duplicate; any
+    other jump is believed only if the next packet follows it, and then the sender has restarted: the line goes on
+    behind the highest number seen, so that numbers of two lives never meet.
+    """
+
+    MAX_DROPOUT = 3000
+    MAX_MISORDER = 100
+    SIZE = 1 << 16
+
+    def __init__(self) -> None:
+        self.highest: int | None = None  # extended
+        self.restarts = 0
+        self.refused = 0  # jumps not believed (yet)
+        self._shift = 0  # extended number minus wire number, modulo SIZE
+        self._expected: int | None = None  # wire number that would confirm a jump
+
+    def extend(self, seq: int) -> int | None:
+        """The extended number of wire number ``seq`` (0 to 65535); None while a jump is not confirmed."""
+        if self.highest is None:
+            self.highest = seq
+            return seq
+        ahead = (seq + self._shift - self.highest) % self.SIZE
+        if 0 < ahead < self.MAX_DROPOUT:
+            self.highest += ahead
+        elif ahead >= self.SIZE - self.MAX_MISORDER:
+            self._expected = None
+            return self.highest + ahead - self.SIZE
+        elif ahead != 0:
+            return self._jump(seq)
+        self._expected = None
+        return self.highest
+
+    def _jump(self, seq: int) -> int | None:
+        assert self.highest is not None
+        if seq != self._expected:
+            self._expected = (seq + 1) % self.SIZE
+            self.refused += 1
+            return None
+        self._expected = None
+        self.restarts += 1
+        self.highest += 1
+        self._shift = self.highest - seq
+        return self.highest
