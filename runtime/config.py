@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from encoders.settings import assignments, override
 from runtime.errors import ConfigError, UsageError
+from runtime.jitter import AdaptiveDelay
 
 
 class BundleFacts(Protocol):
@@ -48,6 +49,11 @@ class DelaySettings:
 
     floor: float = 0.05
     cap: float = 0.5
+
+    @property
+    def policy(self) -> "float | AdaptiveDelay":
+        """What a jitter buffer takes: a fixed delay where floor and cap are one, else one that follows the jitter."""
+        return self.floor if self.floor == self.cap else AdaptiveDelay(self.floor, self.cap)
 
 
 @dataclass(frozen=True, kw_only=True)
