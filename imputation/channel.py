@@ -38,7 +38,7 @@ _HOUR = 3600.0  # seconds of a link drawn at once
 _BATCH = 1 << 16  # slots or clips drawn at once
 _TOUCH = 1e-4  # of a slot: a time this close below a boundary stands on it (0.4 * 3 / 0.4 is not quite 3)
 _KEPT = 8  # stretches remembered
-_HELD_BACK = (0.01, 0.06)  # seconds a reordered packet waits longer
+_HELD_BACK = (0.025, 0.08)  # seconds a reordered packet waits longer: more than the spacing of audio packets
 _COPY_AFTER = 0.02  # seconds within which a duplicate follows
 
 
@@ -62,9 +62,9 @@ class Channel:
 
     def bad(self, modality: str, times: NDArray[np.floating]) -> Bools:
         """Whether the link (or device) is in its bad state at ``times`` (n,), seconds, in any order."""
-        times = np.asarray(times, np.float64)
-        assert np.isfinite(times).all(), "packet times must be finite"
-        return self._bad(modality, times) if modality in self.profile.modalities else np.zeros(len(times), bool)
+        at: Floats = np.asarray(times, np.float64)
+        assert np.isfinite(at).all(), "packet times must be finite"
+        return self._bad(modality, at) if modality in self.profile.modalities else np.zeros(len(times), bool)
 
     def delays(self, modality: str, times: NDArray[np.floating]) -> Floats:
         """One-way delay of each packet, seconds (n,); see ``arrivals``."""
@@ -76,9 +76,8 @@ class Channel:
         The link is a queue: a packet overtakes another of its modality only in the reorder variant, which
         holds some packets back.
         """
-        times = np.asarray(times, np.float64)
         held = self._held_back(modality, len(times))
-        free = times + self._free_delay(modality, len(times)) + held
+        free: Floats = np.asarray(times, np.float64) + self._free_delay(modality, len(times)) + held
         # A packet held back waits outside the queue: those behind it do not wait for it.
         queue = np.maximum.accumulate(np.where(held > 0, -np.inf, free))
         queue = np.maximum(queue, self._last_arrival.get(modality, -np.inf))

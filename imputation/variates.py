@@ -46,11 +46,12 @@ def log(x: Floats) -> Floats:
     mantissa = np.where(small, 2 * mantissa, mantissa)
     n = np.where(small, exponent - 1, exponent).astype(np.float64)
     f = (mantissa - 1) / (mantissa + 1)
-    square = f * f
-    series = np.zeros_like(square)
+    square: Floats = f * f
+    series: Floats = np.zeros_like(square)
     for k in range(23, 0, -2):
         series = series * square + 1.0 / k
-    return n * _LN2_HIGH + (n * _LN2_LOW + 2 * f * series)
+    result: Floats = n * _LN2_HIGH + (n * _LN2_LOW + 2 * f * series)
+    return result
 
 
 def exp(x: Floats) -> Floats:
