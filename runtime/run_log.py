@@ -34,8 +34,9 @@ class LoggedClip:
 
 @dataclass(kw_only=True)
 class Run:
-    """A finished run. ``arms`` holds every prediction by fill method, ``"bundle"`` first; all arms saw the same features.
+    """A finished run.
 
+    ``arms`` holds every prediction by fill method, ``"bundle"`` first; all arms saw the same features.
     ``ledger`` and ``events`` are what the receiver counted and noticed; ``settings`` the resolved config.
     """
 

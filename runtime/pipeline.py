@@ -1,0 +1,229 @@
+"""The page to read first: from a source of packets to predictions.
+
+    source -> Packet -> Receiver -> Clip -> Engine -> Prediction
+              (in       (reorder,   (400 ms (face, encode,
+              arrival    decode,     of     fill,
+              order)     cut)        both)  classify)
+
+Left of the clip everything belongs to one stream and lives on the capture clock; right of it one engine serves.
+A replay runs on the packets' own arrival times: nothing depends on how fast it runs, nor on which thread does what.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from imputation.presence import PresenceRule
+from runtime.clip import Clip
+from runtime.config import RuntimeConfig, resolve
+from runtime.errors import SourceError, UsageError
+from runtime.packet import Decision, Packet, StreamInfo
+from runtime.prediction import Prediction
+from runtime.receive import Receiver
+from runtime.stream import Encoded, Stream, Windows
+
+if TYPE_CHECKING:
+    from runtime.bundle import Bundle
+    from runtime.sources.base import Source
+
+SPEEDS = ("max", "realtime")
+
+
+class Pipeline:
+    """A bundle ready to run: ``run`` turns a source into predictions.
+
+    One pipeline may run many sources one after the other; each gets a ``Stream`` of its own.
+    """
+
+    def __init__(self, bundle: "Bundle", config: RuntimeConfig, *, heads: Sequence[str] = (), fill: str = "") -> None:
+        from runtime.engine import Engine, Task, choose_device
+
+        manifest = bundle.manifest
+        self.bundle, self.config = bundle, config
+        device = choose_device(config.engine.device)
+        models = bundle.models(device)
+        self.engine = Engine(
+            models,
+            Task.of(manifest, bundle.hash),
+            device=device,
+            deterministic=config.engine.deterministic,
+            threads=config.engine.threads,
+            heads=heads,
+            fill=choose_fill(models, fill) if fill else None,
+        )
+        self.engine.warm_up()
+
+    @classmethod
+    def from_bundle(
+        cls,
+        name: str = "talk",
+        *,
+        device: str = "auto",
+        preset: str = "replay",
+        lookahead: int | None = None,
+        heads: Sequence[str] = (),
+        fill: str = "",
+        overrides: Iterable[str] = (),
+    ) -> "Pipeline":
+        """Load a bundle by name or path. ``fill`` replaces its ladder ("lerp", "zero", ...); see runtime.config."""
+        from runtime.bundle import Bundle
+
+        bundle = Bundle.load(name)
+        overrides = [f"engine.device={device}", *overrides]
+        return cls(bundle, resolve(bundle.manifest, preset, overrides, lookahead), heads=heads, fill=fill)
+
+    def open(self, info: StreamInfo) -> Stream:
+        """The state of a new stream."""
+        config = self.config
+        receiver = Receiver(
+            info,
+            self.engine.spec,
+            PresenceRule(video=config.presence.video, audio=config.presence.audio),
+            delay=config.delay.policy,
+            lookahead=config.window.lookahead,
+        )
+        return Stream(info.name, Windows(config.window), receiver, face=self.engine.initial_face())
+
+    def run(
+        self,
+        source: "Source",
+        *,
+        speed: str = "max",
+        trace: Callable[[Encoded], None] | None = None,
+        stream: Stream | None = None,
+    ) -> Iterator[Prediction]:
+        """Predictions as they fall due, while the source still plays.
+
+        ``trace`` is shown every encoded clip; a ``stream`` from ``open`` shows its ledger and events afterwards.
+        Raises SourceError when the source ends before there was anything to predict.
+        """
+        stream = stream or self.open(source.info)
+        with closing(self.clips(source, stream, speed)) as clips:
+            for clip in clips:
+                self.engine.submit(stream, clip)
+                yield from self.engine.run(trace)
+        self.engine.end(stream)
+        yield from self.engine.run(trace)
+        if not stream.windows.predicted:
+            raise SourceError(_too_short(source.info, stream, self.config))
+
+    def features(self, source: "Source", stream: Stream | None = None) -> Iterator[Encoded]:
+        """Encoded clips only: what ``run`` would show its ``trace``, without filling or classifying."""
+        stream = stream or self.open(source.info)
+        with closing(self.clips(source, stream)) as clips:
+            for clip in clips:
+                yield self.engine.encode(stream, clip)
+
+    def refill(self, name: str, clips: Iterable[Encoded], fill: str) -> list[Prediction]:
+        """Predictions over clips that ``run`` traced, filled in another way; nothing is decoded or encoded again."""
+        imputer = choose_fill(self.engine.models, fill)
+        return self.engine.refilled(imputer).replay(name, clips, self.config.window)
+
+    def clips(self, source: "Source", stream: Stream, speed: str = "max") -> Iterator[Clip]:
+        """Closed clips, decoded up to ``engine.decode_ahead`` clips ahead in a thread of their own."""
+        if speed not in SPEEDS:
+            raise UsageError(f"speed {speed!r} is unknown; use {' or '.join(SPEEDS)}")
+        items = paced(source.packets()) if speed == "realtime" else source.packets()
+        return ahead(receive(items, stream.receiver), self.config.engine.decode_ahead)
+
+
+def receive(items: Iterable[Packet | Decision], receiver: Receiver) -> Iterator[Clip]:
+    """Feed a receiver in arrival order, on the clock that the arrivals themselves tell."""
+    now = float("-inf")
+    for item in items:
+        now = max(now, arrival(item))
+        yield from receiver.push(item, now)
+    yield from receiver.finish()
+
+
+def arrival(item: Packet | Decision) -> float:
+    """Seconds on the receiver's clock; a packet without an arrival comes the moment it was captured."""
+    return item.seconds if item.arrival is None else item.arrival
+
+
+def paced(
+    items: Iterable[Packet | Decision],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], object] = time.sleep,
+) -> Iterator[Packet | Decision]:
+    """The same items, none before its arrival time. Pace changes when they come, never what follows from them."""
+    start: float | None = None
+    for item in items:
+        due = arrival(item)
+        start = clock() - due if start is None else start
+        if (wait := start + due - clock()) > 0:
+            sleep(wait)
+        yield item
+
+
+def ahead(clips: Iterator[Clip], depth: int) -> Iterator[Clip]:
+    """The same clips, made up to ``depth`` ahead by a thread (PyAV and torch both let go of the interpreter lock).
+
+    The thread blocks when the queue is full: nothing is dropped. What it raises is raised here.
+    """
+    if depth == 0:
+        yield from clips
+        return
+    ready: queue.Queue[tuple[Clip | None, BaseException | None]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            for clip in clips:
+                if not _put(ready, (clip, None), stop):
+                    return
+            _put(ready, (None, None), stop)
+        except BaseException as error:  # handed to the reader, whatever it is
+            _put(ready, (None, error), stop)
+
+    thread = threading.Thread(target=work, name="legato-decode", daemon=True)
+    thread.start()
+    try:
+        while True:
+            clip, error = ready.get()
+            if error is not None:
+                raise error
+            if clip is None:
+                return
+            yield clip
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+
+
+def _put(ready: "queue.Queue[Any]", entry: Any, stop: threading.Event) -> bool:
+    while not stop.is_set():
+        try:
+            ready.put(entry, timeout=0.1)
+            return True
+        except queue.Full:
+            continue
+    return False
+
+
+def choose_fill(models: Any, name: str) -> Any:
+    """An imputer by name: ``ladder`` (the bundle's), a rung of it, or a rule that needs no training."""
+    from imputation.imputer import build
+
+    rungs = {imputer.rung: imputer for imputer in models.ladder.imputers}
+    if name == "ladder":
+        return models.ladder
+    if name in rungs:
+        return rungs[name]
+    if name in ("zero", "hold", "lerp", "observed_mean"):
+        return build(name).eval()
+    known = ", ".join(dict.fromkeys(("ladder", *rungs, "zero", "hold", "lerp", "observed_mean")))
+    raise UsageError(f"fill {name!r} is unknown to this bundle; use one of {known}")
+
+
+def _too_short(info: StreamInfo, stream: Stream, config: RuntimeConfig) -> str:
+    need, clip = config.window.min_clips, float(config.clip.seconds)
+    if not info.codecs:
+        return f"{info.name} has neither a video nor an audio track that can be decoded"
+    return (
+        f"{info.name} gave {stream.windows.total} clips of {clip:g} s, and a prediction needs {need} "
+        f"({need * clip:g} s); use a longer recording or --set window.min_clips=1"
+    )

@@ -1,0 +1,147 @@
+"""Playback: one source through a pipeline, with everything collected that a table, a file and a report need."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from imputation.presence import OBSERVED
+from runtime.output import ResultFile, as_line
+from runtime.prediction import Prediction
+from runtime.run_log import BUNDLED, LoggedClip, Run, read_truth
+from runtime.stream import Encoded
+from runtime.table import LiveTable
+
+if TYPE_CHECKING:
+    from runtime.pipeline import Pipeline
+    from runtime.sources.base import Source
+
+COMPARED = ("lerp", "zero")  # the arms a report shows beside the bundle's own filling
+
+
+def play(
+    pipeline: "Pipeline",
+    source: "Source",
+    show: Callable[[Prediction], None],
+    *,
+    speed: str = "max",
+    compare: Sequence[str] = (),
+    loss: str = "",
+    seed: int = 0,
+) -> Run:
+    """Run a source to its end, showing every prediction as it falls due.
+
+    ``compare`` names further fills; they get the features of this run, nothing is decoded or encoded twice.
+    """
+    run = begin(pipeline, source, loss=loss, seed=seed)
+    trace: list[Encoded] = []
+    stream = pipeline.open(source.info)
+    began = time.perf_counter()
+    for prediction in pipeline.run(source, speed=speed, trace=trace.append, stream=stream):
+        run.arms[BUNDLED].append(prediction)
+        show(prediction)
+    run.wall_seconds = time.perf_counter() - began
+    run.clips = logged(trace, run.arms[BUNDLED])
+    run.ledger = stream.receiver.ledger.as_dict()
+    run.events = list(stream.receiver.events)
+    run.arms.update({fill: pipeline.refill(run.stream, trace, fill) for fill in compare})
+    return run
+
+
+def begin(pipeline: "Pipeline", source: "Source", *, loss: str, seed: int) -> Run:
+    """A run that has not started."""
+    manifest = pipeline.bundle.manifest
+    return Run(
+        stream=source.info.name,
+        bundle=manifest.name,
+        bundle_hash=pipeline.bundle.hash,
+        labels=tuple(manifest.labels),
+        modalities=tuple(pipeline.engine.encoders),
+        clip_seconds=float(pipeline.config.clip.seconds),
+        settings=pipeline.config.as_dict(),
+        loss=loss,
+        seed=seed,
+        truth=read_truth(source.info),
+        arms={BUNDLED: []},
+        attribution=source.info.labels.get("attribution", ""),
+    )
+
+
+def logged(trace: Sequence[Encoded], predictions: Sequence[Prediction]) -> list[LoggedClip]:
+    """Every clip once, in order, as last repaired, with the rungs of the last window that held it."""
+    newest = {encoded.clip: encoded for encoded in trace}
+    rungs = {clip.clip: clip for prediction in predictions for clip in prediction.clips}
+    return [
+        LoggedClip(
+            clip=clip,
+            epoch=encoded.epoch,
+            start_seconds=encoded.start_seconds,
+            provenance=rungs.get(clip, encoded.provenance("")),
+        )
+        for clip, encoded in sorted(newest.items())
+    ]
+
+
+class Output:
+    """Where a run's predictions go: the terminal (a table, or JSON lines), a file, a report folder.
+
+    Used with ``with``; the file gets its name when everything was played, and is not there after an error.
+    """
+
+    def __init__(
+        self, *, path: Path | None = None, report: Path | None = None, as_json: bool = False, timings: bool = True
+    ) -> None:
+        self.report, self.as_json, self.timings = report, as_json, timings
+        self.console = Console()
+        self._file = ResultFile(path) if path else None
+
+    def __enter__(self) -> "Output":
+        if self._file is not None:
+            self._file.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._file is not None:
+            self._file.__exit__(kind, error, at)
+
+    def play(
+        self, pipeline: "Pipeline", source: "Source", *, speed: str, loss: str = "", seed: int = 0, folder: str = ""
+    ) -> Run:
+        """Play one source and write what was asked for; ``folder`` is its place below the report folder."""
+        compare = COMPARED if self.report is not None else ()
+        show, options = self._keep, {"speed": speed, "compare": compare, "loss": loss, "seed": seed}
+        if self.as_json:
+            run = play(pipeline, source, show, **options)
+        else:
+            with LiveTable(self.console, pipeline.engine.task.labels, title=source.info.name) as table:
+                run = play(pipeline, source, lambda p: (show(p), table.show(p)), **options)
+            self.console.print(summary(run), highlight=False, soft_wrap=True)
+        if self.report is not None:
+            from runtime.report import write_report
+
+            write_report(run, self.report / folder)
+            if not self.as_json:
+                self.console.print(f"report in {self.report / folder}", highlight=False, soft_wrap=True)
+        return run
+
+    def _keep(self, prediction: Prediction) -> None:
+        if self._file is not None:
+            self._file.write_json(prediction.as_dict(timings=self.timings))
+        if self.as_json:
+            print(as_line(prediction.as_dict(timings=self.timings)))
+
+
+def summary(run: Run) -> str:
+    """One line about a finished run."""
+    finals = run.finals()
+    seen = {m: sum(c.provenance.state[m] == OBSERVED for c in run.clips) / len(run.clips) for m in run.modalities}
+    observed = ", ".join(f"{m} {share:.0%} observed" for m, share in seen.items())
+    abstained = sum(p.abstained for p in finals)
+    pace = run.seconds / run.wall_seconds if run.wall_seconds else 0.0
+    line = f"{run.stream}: {run.seconds:.1f} s, {pace:.0f} times as fast as real time; {observed}; "
+    line += f"{len(finals)} windows, {abstained} abstained"
+    accuracy = run.accuracy()
+    return line if accuracy is None else f"{line}; {accuracy:.0%} right"
