@@ -221,7 +221,9 @@ class Engine:
         """The raw feature (D,) of one modality, and the flags that looking at it adds."""
         pixels, found = getattr(clip, modality), True
         if modality == "video" and self.encoders["video"].spec.region == "face":
-            pixels, stream.face, found = self.models.face.locate(clip, stream.face)
+            pixels, face, found = self.models.face.locate(clip, stream.face)
+            if clip.version == 0:  # a repaired clip is older than what the box has followed since
+                stream.face = face
         feature = self._no_face if not found and self._no_face is not None else self._forward(modality, pixels)
         if not np.isfinite(feature).all():
             raise DataError(
