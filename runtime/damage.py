@@ -1,0 +1,340 @@
+"""Which frames a loss spoils, until when: in decode order for video, in time for audio.
+
+Decoders conceal what they miss and hardly ever say so, so damage is followed here: what was lost (gaps in the sequence
+numbers, or steps of the decode time in a container), what depends on it (headers, ``runtime.references``), and what
+the decoder did report. Truth in the tests: mean absolute luma error above 0.5 grey levels, or the frame is missing.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from runtime.bitstream import picture_parser
+from runtime.packet import CodecConfig, Gap, Packet
+from runtime.picture import Picture
+from runtime.references import Alone, References, references_for
+
+__all__ = ["INTACT", "AudioDamage", "Damage", "StepRule", "VideoDamage"]
+
+EVENTS = 96  # packets whose verdict may still be revised; decoders hold back 16 pictures at most, threads aside
+CORRUPT_SEVERITY = 0.5  # of a picture whose own bytes are wrong, its references being right
+HEALING = 0.97  # what is left of a severity after one more picture: its intra blocks repair the rest
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """The verdict on one packet or frame.
+
+    ``reason``: ``lost`` (it is a gap), ``corrupt`` (its own bytes are wrong), ``reference`` (it is decoded from a
+    wrong picture). ``severity`` is an estimate, 0 (not visible) to 1 (nothing of the picture is right).
+    """
+
+    damaged: bool = False
+    reason: str = ""
+    severity: float = 0.0
+
+
+INTACT = Damage()
+
+
+class StepRule:
+    """Finds lost packets where no sequence numbers tell: a decode-time step larger than 1.5 times the running median.
+
+    Only where steps vary by less than 5 %; with a variable frame rate it says nothing and ``unknown`` is True.
+    """
+
+    def __init__(self, window: int = 48, least: int = 6) -> None:
+        self._steps: deque[int] = deque(maxlen=window)
+        self._least = least
+        self._last: int | None = None
+        self.unknown = True
+
+    def lost_before(self, decode_time: int) -> int:
+        """How many packets are missing between the last one and this one; ticks."""
+        last, self._last = self._last, decode_time
+        if last is None or decode_time <= last:
+            return 0
+        step = decode_time - last
+        middle = median(self._steps) if len(self._steps) >= self._least else 0
+        self._steps.append(step)
+        steady = sum(_near(s, middle) for s in self._steps) if middle else 0
+        self.unknown = steady * 4 < len(self._steps) * 3 or not middle
+        return 0 if self.unknown or step <= 1.5 * middle else max(0, round(step / middle) - 1)
+
+
+def _near(step: int, middle: float) -> bool:
+    """A whole multiple of the median, within 5 % or the rounding of one tick: a steady rate with holes is steady."""
+    times = max(1, round(step / middle))
+    return times <= 16 and abs(step - times * middle) <= max(0.05 * middle, 1)
+
+
+@dataclass(slots=True)
+class _Event:
+    """One packet or loss in decode order, and what is needed to judge it again."""
+
+    time: int | None  # ticks of the packet; None for a loss
+    lost: int
+    pictures: tuple[Picture, ...]
+    before: References
+    severity_before: float
+    damage: Damage = INTACT
+    corrupt: bool = False
+    out: bool = False  # its frame has left the decoder, or never will
+
+
+class VideoDamage:
+    """Follows the damage of one video stream; packets go in in decode order, frames are checked as they come out.
+
+    ``push`` judges a packet before it is decoded. ``decode_error`` says that the packet pushed last (or the one shown
+    at ``time``) could not be decoded. ``frame_flag`` is called for every frame that leaves the decoder, in order of
+    presentation, and returns the final verdict: it takes in what the decoder said of it, and frames the decoder
+    swallowed. Frames that were already handed out are not recalled.
+    """
+
+    def __init__(self, config: CodecConfig, *, sequence_numbers: bool = True) -> None:
+        self._parse = picture_parser(config)
+        self._references = references_for(config.codec)
+        self._steps = None if sequence_numbers else StepRule()
+        self._events: deque[_Event] = deque(maxlen=EVENTS)
+        self._severity = 0.0
+        self._sizes: dict[bool, float] = {}  # running mean payload of independent pictures (True) and others
+        self.errors = 0
+
+    @property
+    def unknown(self) -> bool:
+        """True where losses cannot be told: a container with a variable frame rate. Decode errors still count."""
+        return self._steps is not None and self._steps.unknown
+
+    def push(self, item: Packet | Gap) -> Damage:
+        """The next packet or gap in decode order; the verdict on it."""
+        if isinstance(item, Gap):
+            return self._lose(item.count)
+        if self._steps is not None:
+            missing = self._steps.lost_before(item.capture_time if item.decode_time is None else item.decode_time)
+            if missing:
+                self._lose(missing)
+        pictures = self._pictures(item)
+        event = _Event(item.capture_time, 0, pictures, self._references, self._severity, corrupt=item.corrupt)
+        event.out = bool(item.skip) or not any(p.shown and not p.field for p in pictures)
+        self._judge(event)
+        self._events.append(event)
+        self._learn_sizes(item, pictures)
+        return event.damage
+
+    def decode_error(self, time: int | None = None) -> Damage:
+        """The decoder refused or reported wrong the packet pushed last, or the one shown at ``time`` ticks."""
+        self.errors += 1
+        for i in range(len(self._events) - 1, -1, -1):
+            event = self._events[i]
+            if event.time is not None and (time is None or event.time == time):
+                event.corrupt = True
+                self._judge_again(i)
+                return event.damage
+        return INTACT
+
+    def frame_flag(self, time: int, *, corrupt: bool = False) -> Damage:
+        """A frame shown at ``time`` ticks left the decoder, which says whether it is ``corrupt``; the verdict on it."""
+        if corrupt:
+            self.decode_error(time)
+        found = INTACT if not corrupt else Damage(True, "corrupt", CORRUPT_SEVERITY)
+        for i, event in enumerate(self._events):
+            if event.time is None or event.time > time:
+                continue
+            if event.time == time:
+                found, event.out = event.damage, True
+            elif not event.out:
+                event.out = True
+                if not event.damage.damaged:
+                    event.corrupt = True
+                    self._judge_again(i)
+        return next((e.damage for e in self._events if e.time == time), found)
+
+    def _lose(self, count: int) -> Damage:
+        event = _Event(None, count, (), self._references, self._severity, Damage(True, "lost", 1.0), out=True)
+        self._judge(event)
+        self._events.append(event)
+        return event.damage
+
+    def _pictures(self, packet: Packet) -> tuple[Picture, ...]:
+        pictures = self._parse(packet.payload) if self._parse else ()
+        if pictures or isinstance(self._references, Alone):
+            return pictures or (Picture(kind="I", independent=True),)
+        # A header we cannot read: the transport's word, which may only make us more careful than the headers would.
+        key = packet.keyframe and self._parse is None
+        return (Picture(kind="I" if key else "P", reset=key, independent=key, disposable=packet.disposable),)
+
+    def _judge(self, event: _Event) -> None:
+        """Step the references over one event and set its verdict."""
+        state, severity = event.before, event.severity_before
+        if event.lost:
+            self._references = state.lose(event.lost)
+            self._severity = min(1.0, severity + event.lost * self._share())
+            return
+        wrong = False
+        for picture in event.pictures:
+            from_wrong, state = state.step(picture, event.time or 0)
+            if event.corrupt:
+                state = state.spoil(picture)
+            wrong = wrong or (from_wrong and picture.shown)
+        severity = self._heal(severity, state)
+        event.damage = Damage(True, "reference", severity) if wrong else INTACT
+        if event.corrupt:
+            severity = max(severity, CORRUPT_SEVERITY)
+            event.damage = Damage(True, "corrupt", severity)
+        self._references, self._severity = state, severity
+
+    def _judge_again(self, first: int) -> None:
+        """Something new is known of event ``first``: judge it and all later ones again."""
+        events = list(self._events)[first:]
+        self._references, self._severity = events[0].before, events[0].severity_before
+        for event in events:
+            event.before, event.severity_before = self._references, self._severity
+            self._judge(event)
+
+    def _heal(self, severity: float, state: References) -> float:
+        return severity * HEALING if state.broken else 0.0
+
+    def _share(self) -> float:
+        """How much of a picture one lost packet carries: inter pictures against independent ones, by bytes."""
+        if len(self._sizes) < 2 or not self._sizes[True]:
+            return 0.25
+        return min(1.0, self._sizes[False] / self._sizes[True])
+
+    def _learn_sizes(self, packet: Packet, pictures: Sequence[Picture]) -> None:
+        independent = any(p.independent for p in pictures)
+        before = self._sizes.get(independent, float(len(packet.payload)))
+        self._sizes[independent] = before + (len(packet.payload) - before) / 8
+
+
+# How long a hole is heard after it, by codec: frames whose decoding overlaps or predicts from what was lost.
+SPOILED_FRAMES = {
+    "aac": 1,
+    "aac_latm": 1,
+    "ac3": 1,
+    "eac3": 1,
+    "mp2": 1,
+    "mp1": 1,
+    "vorbis": 1,
+    "wmav1": 1,
+    "wmav2": 1,
+    "mp3": 1,  # counted from the first frame whose main_data_begin is covered
+    "amr_nb": 4,
+    "amr_wb": 4,
+    "speex": 4,
+}
+SPOILED_SECONDS = {"opus": 0.08}
+SAMPLE_CODECS = ("pcm_", "flac", "alac", "adpcm_ima_wav", "adpcm_ms", "wavpack", "tta")  # each packet stands alone
+DTX_CODECS = frozenset({"opus", "speex", "amr_nb", "amr_wb", "g723_1", "g729"})  # silent where time steps
+HE_AAC_FRAMES = 2
+MP3_RESERVOIR = 511  # bytes; main_data_begin has nine bits
+
+
+class AudioDamage:
+    """Which audio packets are missing or spoiled by a hole before them; packets and gaps in order.
+
+    PCM, FLAC and ALAC are never spoiled by a neighbour; AAC-LC, Vorbis, AC-3 and MP2 for one frame, HE-AAC for two,
+    MP3 until the bit reservoir is full again and one frame more, Opus for 80 ms. In a container without sequence
+    numbers a step of the capture time is a hole, unless the codec falls silent on purpose (DTX).
+    """
+
+    def __init__(self, config: CodecConfig, *, sequence_numbers: bool = True) -> None:
+        self._codec = config.codec
+        self._frames = _spoiled_frames(config)
+        self._seconds = SPOILED_SECONDS.get(config.codec, 0.0)
+        self._by_time = not sequence_numbers and config.codec not in DTX_CODECS
+        self._left = 0  # spoiled frames still to come
+        self._until: float | None = None  # seconds; None = not known before the next packet
+        self._hole = False  # the next packet is the first after a hole
+        self._end: int | None = None  # ticks where the last packet ended
+        self._reservoir: int | None = None  # MP3: bytes of main data at hand since the last hole; None = enough
+        self.errors = 0
+
+    def push(self, item: Packet | Gap) -> Damage:
+        """The verdict on the next packet or gap."""
+        if isinstance(item, Gap):
+            self._hole = True
+            return Damage(True, "lost", 1.0)
+        if self._by_time and self._end is not None and item.duration:
+            self._hole |= item.capture_time - self._end > item.duration // 2
+        self._end = item.capture_time + item.duration if item.duration else None
+        if self._hole:
+            self._begin_again(item)
+        spoiled = self._spoils(item)
+        if item.corrupt:
+            self._hole = True
+            return Damage(True, "corrupt", CORRUPT_SEVERITY)
+        return Damage(True, "reference", CORRUPT_SEVERITY) if spoiled else INTACT
+
+    def decode_error(self) -> Damage:
+        """The decoder refused the packet pushed last."""
+        self.errors += 1
+        self._hole = True
+        return Damage(True, "corrupt", 1.0)
+
+    def _begin_again(self, packet: Packet) -> None:
+        self._hole = False
+        self._left = self._frames
+        self._until = packet.seconds + self._seconds if self._seconds else None
+        self._reservoir = 0 if self._codec == "mp3" else None
+
+    def _spoils(self, packet: Packet) -> bool:
+        if self._reservoir is not None and not self._fill_reservoir(packet.payload):
+            return True
+        if self._left:
+            self._left -= 1
+            return True
+        if self._until is not None and packet.seconds < self._until - 1e-6:
+            return True
+        self._until = None
+        return False
+
+    def _fill_reservoir(self, payload: bytes) -> bool:
+        """True if the MP3 frame finds all of its main data in what came since the hole."""
+        found = _mp3_main_data(payload)
+        if found is None:
+            return False
+        assert self._reservoir is not None
+        begin, size = found
+        covered = begin <= self._reservoir
+        self._reservoir = min(self._reservoir + size, MP3_RESERVOIR)
+        if covered:
+            self._reservoir = None
+        return covered
+
+
+def _spoiled_frames(config: CodecConfig) -> int:
+    if config.codec.startswith(SAMPLE_CODECS):
+        return 0
+    if config.codec in SPOILED_SECONDS:
+        return 0
+    if config.codec == "aac" and _is_he_aac(config):
+        return HE_AAC_FRAMES
+    return SPOILED_FRAMES.get(config.codec, 1)
+
+
+def _is_he_aac(config: CodecConfig) -> bool:
+    """Spectral band replication, by AudioSpecificConfig (ISO/IEC 14496-3, 1.6.2.1) or by a doubled sample rate."""
+    data = config.extradata
+    if len(data) < 2:
+        return False
+    if data[0] >> 3 in (5, 29):  # SBR, parametric stereo
+        return True
+    rates = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+    index = (data[0] & 7) << 1 | data[1] >> 7
+    doubled = index < len(rates) and config.sample_rate == 2 * rates[index]
+    # the sync word 0x2b7 and object type 5 of a trailing extension, then whether SBR is there
+    return doubled or (data[2:4] == b"\x56\xe5" and len(data) > 4 and data[4] & 0x80 != 0)
+
+
+def _mp3_main_data(payload: bytes) -> tuple[int, int] | None:
+    """(main_data_begin, bytes of main data in this frame) of an MPEG audio layer III frame (ISO/IEC 11172-3)."""
+    if len(payload) < 8 or payload[0] != 0xFF or payload[1] & 0xE6 != 0xE2:
+        return None
+    mpeg1 = payload[1] >> 3 & 3 == 3
+    checked = not payload[1] & 1
+    mono = payload[3] >> 6 == 3
+    side = (17 if mono else 32) if mpeg1 else (9 if mono else 17)
+    at = 4 + 2 * checked
+    begin = payload[at] << 1 | payload[at + 1] >> 7 if mpeg1 else payload[at]
+    return begin, max(0, len(payload) - at - side)
