@@ -1,0 +1,140 @@
+"""From a sample to the pair of clips that pre-training sees: a random span of sound, and picture near it.
+
+Pair sampling is AVID-CMA's: the sound's start is uniform over the recording, the picture's over the sound's window
+widened by an offset on either side. The picture is sampled by time exactly as in serving (`encoders.clips`), where
+the published code takes the frame at the beginning of each interval instead of its middle.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.clips import AudioSpec, ClipSpec, VideoSpec
+from encoders.datasets.sample import Sample, list_samples
+from encoders.datasets.synthetic import SyntheticPairs
+from encoders.datasets.transforms import ClipAugment
+from encoders.errors import DataError, LegatoError, UsageError
+
+__all__ = ["PairSpec", "Pairs", "RecordedPairs", "open_pairs", "read_or_next"]
+
+Video: TypeAlias = NDArray[np.uint8]
+Audio: TypeAlias = NDArray[np.float32]
+# read_clip of encoders.media: path, start, seconds, spec to (frames at decoded size, samples)
+Read: TypeAlias = Callable[[Path, float, Fraction, ClipSpec], tuple[Video | None, Audio | None]]
+TRIES = 16  # unreadable recordings in a row before we give up
+
+
+class Pairs(Protocol):
+    """Instances that can be read again and again, a little different each time."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, random: np.random.Generator) -> tuple[Video, Audio]:
+        """uint8 ``(T, H, W[, 3])`` and float32 ``(S,)``; raises LegatoError where the recording is broken."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSpec:
+    """What the two encoders ask for; their clips may differ in length."""
+
+    video: VideoSpec
+    video_seconds: Fraction
+    audio: AudioSpec
+    audio_seconds: Fraction
+
+    @property
+    def samples(self) -> int:
+        """Of an audio clip; fails unless the rate divides exactly."""
+        return ClipSpec(seconds=self.audio_seconds, audio=self.audio).samples
+
+
+@dataclass(frozen=True)
+class RecordedPairs:
+    """Recordings with both tracks; a reading decodes just the spans it needs."""
+
+    samples: Sequence[Sample]
+    spec: PairSpec
+    augment: ClipAugment
+    offset_seconds: float = 0.5  # how far the picture may lie outside the sound's window
+    read_clip: Read | None = None  # None: encoders.media
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, index: int, random: np.random.Generator) -> tuple[Video, Audio]:
+        """One augmented reading of a recording."""
+        sample = self.samples[index]
+        sound_at, picture_at = self.spans(sample, random)
+        read = self.read_clip or _reader()
+        look = ClipSpec(seconds=self.spec.video_seconds, video=self.spec.video)
+        listen = ClipSpec(seconds=self.spec.audio_seconds, audio=self.spec.audio)
+        video, _ = read(sample.path, picture_at, look.seconds, look)
+        _, audio = read(sample.path, sound_at, listen.seconds, listen)
+        if video is None or audio is None:
+            raise DataError(f"{sample.path} has no {'picture' if video is None else 'sound'}; it needs both")
+        size = self.spec.video.size
+        return self.augment.video(video, size, random), self.augment.audio(audio, random)
+
+    def spans(self, sample: Sample, random: np.random.Generator) -> tuple[float, float]:
+        """Where sound and picture begin, in seconds of the recording."""
+        length = sample.seconds if sample.seconds is not None else _duration(sample.path) - sample.start
+        audio, video = float(self.spec.audio_seconds), float(self.spec.video_seconds)
+        sound_at = random.uniform(0, max(0.0, length - audio))
+        first = max(0.0, sound_at - self.offset_seconds)
+        last = max(0.0, min(length, sound_at + audio + self.offset_seconds) - video)
+        picture_at = random.uniform(min(first, last), last)
+        return sample.start + sound_at, sample.start + picture_at
+
+
+def _reader() -> Read:
+    from encoders.media import read_clip  # late: PyAV
+
+    return read_clip
+
+
+def _duration(path: Path) -> float:
+    from encoders.media import MediaFile  # late: PyAV
+
+    with MediaFile(path) as media:
+        if media.duration is None:
+            raise DataError(f"{path} does not say how long it is; list it with its seconds")
+        return media.duration
+
+
+def read_or_next(pairs: Pairs, index: int, random: np.random.Generator) -> tuple[int, Video, Audio]:
+    """A reading and the instance it is of; a broken recording is replaced by the one after it, as published.
+
+    Raises DataError when many in a row are broken.
+    """
+    why, tries = "", min(TRIES, len(pairs))
+    for step in range(tries):
+        at = (index + step) % len(pairs)
+        try:
+            return at, *pairs.read(at, random)
+        except LegatoError as error:
+            why = why or str(error)
+    raise DataError(f"{tries} recordings in a row cannot be read, the first because {why}")
+
+
+def open_pairs(
+    text: str,
+    spec: PairSpec,
+    *,
+    splits: Sequence[str] = (),
+    augment: ClipAugment | None = None,
+    offset_seconds: float = 0.5,
+    seed: int = 0,
+) -> Pairs:
+    """``NAME:PATH`` of a dataset, or ``synthetic:N``; raises UsageError or DataError where there is nothing to read."""
+    name, _, rest = text.partition(":")
+    if name == "synthetic":
+        if not rest.isdecimal():
+            raise UsageError(f"data {text!r} names no number of instances; write for example synthetic:64")
+        return SyntheticPairs(int(rest), spec.video, spec.audio.sample_rate, spec.samples, seed)
+    return RecordedPairs(list_samples(text, splits=splits), spec, augment or ClipAugment(), offset_seconds)
