@@ -1,0 +1,105 @@
+"""``legato train``: encoders here; imputers and heads in ``fill.py``.
+
+Under ``torchrun -m runtime train ...`` the batch is shared by all processes.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runtime.errors import UsageError
+
+train_app = app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train encoders, imputers and heads.")
+
+
+@train_app.callback()
+def _group() -> None:
+    """Train encoders, imputers and heads."""
+
+
+@train_app.command("avid-cma")
+def avid_cma(
+    out: Annotated[Path, typer.Option(help="Folder of the run: config, log, checkpoint, weights.")],
+    data: Annotated[str, typer.Option(help="grid:PATH, java_sed:PATH, folder:PATH or synthetic:N.")] = "",
+    stage: Annotated[str, typer.Option(help="avid, then cma from its result.")] = "avid",
+    preset: Annotated[
+        str, typer.Option(help="avid_cma_base, avid_cma_base_audioset, avid_cma_talk, avid_cma_tiny.")
+    ] = ("avid_cma_base"),
+    init: Annotated[Path | None, typer.Option(help="Run of stage avid that stage cma starts from.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Over all processes.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of initialisation, order, augmentation and negatives.")] = None,
+    split: Annotated[str, typer.Option(help="Splits of the dataset, comma-separated; none: all.")] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard events beside log.jsonl.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of the run's config, e.g. objective.negatives=512.")
+    ] = None,
+) -> None:
+    """Pre-train a pair of encoders: AVID (picks its own sound from a memory of all), then CMA (agreement)."""
+    from encoders.pretrain import pretrain, recipe, resumed
+    from encoders.settings import assignments
+    from encoders.training import choose_device, processes, world
+
+    given = {"epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
+    changes: dict[str, object] = {k: v for k, v in given.items() if v is not None}
+    if split:
+        changes["splits"] = split
+    changes |= assignments(settings or ())
+    if resume:
+        config = resumed(out, **changes)
+    elif data:
+        config = recipe(preset, stage, data, **changes)
+    else:
+        raise UsageError("no data to train on; give --data, for example grid:PATH, or go on with --resume")
+    with processes(), _Bar(config.epochs, quiet=world()[0] > 0) as bar:
+        pretrain(
+            config,
+            out,
+            resume=resume,
+            stage_one=init,
+            device=choose_device(device),
+            tensorboard=tensorboard,
+            progress=bar.step,
+        )
+    if world()[0] == 0:
+        print(f"trained: {out / 'video.safetensors'} and {out / 'audio.safetensors'}")
+
+
+class _Bar:
+    """A progress bar on stderr over all epochs, with the loss."""
+
+    def __init__(self, epochs: int, *, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.epochs = epochs
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}"),
+            console=Console(stderr=True),
+            disable=quiet,
+        )
+        self.task = self.bar.add_task("starting", total=None, loss=float("nan"))
+
+    def __enter__(self) -> "_Bar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def step(self, epoch: int, done: int, steps: int, loss: float) -> None:
+        self.bar.update(
+            self.task,
+            description=f"epoch {epoch + 1}/{self.epochs}",
+            total=self.epochs * steps,
+            completed=epoch * steps + done,
+            loss=loss,
+        )
