@@ -234,6 +234,11 @@ class JitterBuffer:
         self.stats.queued = 0
         return out
 
+    def clock_changed(self) -> None:
+        """The sender's capture clock jumped: the transit times learned so far say nothing about what follows."""
+        if self._transit is not None:
+            self._transit = TransitFloor()
+
     def _base(self) -> float:
         return self._offset if self._transit is None else self._transit.value  # type: ignore[return-value]
 

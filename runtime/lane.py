@@ -1,0 +1,198 @@
+"""Lane: everything the receiver keeps of one modality: jitter buffer, damage tracker, decoder, and what they need.
+
+A lane also remembers the newest packets, so that a late one can be decoded among its neighbours by a decoder of its
+own: a codec's state runs forwards only.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from encoders.clips import FLICKS, AudioSpec, VideoSpec, to_flicks
+from runtime.clip import Fate
+from runtime.jitter import AdaptiveDelay, JitterBuffer, TransitFloor
+from runtime.packet import CodecConfig, Gap, Packet
+
+REMEMBERED = 512  # packets whose outcome may still change; far more than any decoder holds back
+NEIGHBOURS = 8  # packets decoded before and after a late one, so that the codec's state is right where it matters
+FRAME_SECONDS = 0.04  # until packets tell
+INTRA_ONLY = frozenset(
+    "mjpeg mjpegb rawvideo png apng bmp tiff webp ffv1 huffyuv ffvhuff utvideo prores dnxhd dvvideo jpeg2000 v210 qoi".split()
+)
+
+Parts = Callable[[str, CodecConfig, Any, bool], tuple[Any, Any]]
+
+
+def build_parts(modality: str, config: CodecConfig, spec: Any, sequenced: bool) -> tuple[Any, Any]:
+    """A damage tracker and a decoder for one track; imports PyAV."""
+    from runtime.damage import AudioDamage, VideoDamage
+    from runtime.decode import AudioDecoder, VideoDecoder
+
+    if modality == "video":
+        return VideoDamage(config, sequence_numbers=sequenced), VideoDecoder(config, spec)
+    return AudioDamage(config, sequence_numbers=sequenced), AudioDecoder(config, spec)
+
+
+class Lane:
+    """One modality of a stream, from the wire to decoded pieces."""
+
+    def __init__(
+        self,
+        modality: str,
+        config: CodecConfig,
+        spec: VideoSpec | AudioSpec,
+        delay: float | AdaptiveDelay,
+        offset: float | None,
+        parts: Parts,
+        sequenced: bool,
+    ) -> None:
+        self.modality, self.config, self.spec = modality, config, spec
+        self.shift = 0  # flicks added to capture times
+        self.heard = False  # a packet came
+        self.silent = False  # not waited for
+        self.silent_at: float | None = None  # when it will be
+        self.transit = TransitFloor()
+        self.bias = 0.0  # seconds added to a sending time where no arrival is known
+        self.last_end: int | None = None  # flicks where the packet before ended
+        self.failed = False  # the packet decoded last was refused
+        self._parts, self._sequenced = parts, sequenced
+        self.jitter = JitterBuffer(modality, delay, offset=offset)
+        self.damage, self._decoder = parts(modality, config, spec, sequenced)
+        self._steps = _step_rule() if modality == "video" and not sequenced else None
+        self._fates: dict[int, Fate | None] = {}
+        self._recent: dict[int, Packet] = {}
+        self._newest: float | None = None  # capture time, seconds
+        self._reorder = 0.0  # seconds by which packets come after ones of later capture time (B frames)
+        self._period = 0.0  # seconds from one packet to the next
+
+    @property
+    def slack(self) -> float:
+        """Seconds beyond the playout delay that order and decoder may take."""
+        return self._reorder + 2 * (self._period or FRAME_SECONDS)
+
+    @property
+    def timed(self) -> bool:
+        """Whether it is known how long packets are under way."""
+        return self.transit.value < math.inf
+
+    @property
+    def repairable(self) -> bool:
+        """Whether a late packet can still be decoded: sound, and pictures that need no other."""
+        return self.modality == "audio" or self.config.codec in INTRA_ONLY
+
+    def arrived(self, packet: Packet, now: float) -> None:
+        """Learn from one arrival."""
+        seconds = packet.seconds
+        self.transit.update(seconds, now)
+        if self._newest is None or seconds > self._newest:
+            if self._newest is not None and seconds - self._newest < 1:
+                step = seconds - self._newest
+                self._period += ((packet.end_seconds - seconds or step) - self._period) / (8 if self._period else 1)
+            self._newest = seconds
+        elif self._newest - seconds < 1:
+            self._reorder = max(self._reorder, self._newest - seconds)
+
+    def decode(self, packet: Packet, damage: Any) -> list[Any]:
+        """What became ready, with the final verdict on each."""
+        before = self._decoder.errors
+        pieces: list[Any] = self._decoder.decode(packet, damage)
+        self.failed = self._decoder.errors != before
+        if self.failed:
+            self.damage.decode_error()
+        if self.modality == "video":
+            for piece in pieces:
+                self._judge(piece)
+        return pieces
+
+    def hole_before(self, packet: Packet) -> int:
+        """How many packets a container without sequence numbers lacks before this one."""
+        if self._steps is None:
+            return 0
+        missing: int = self._steps.lost_before(
+            packet.capture_time if packet.decode_time is None else packet.decode_time
+        )
+        return missing
+
+    def flush(self) -> list[Any]:
+        """What is still inside the decoder."""
+        pieces: list[Any] = self._decoder.flush()
+        if self.modality == "video":
+            for piece in pieces:
+                self._judge(piece)
+        return pieces
+
+    def remember(self, packet: Packet, fate: Fate | None) -> None:
+        """Keep a packet and its fate for the frames that will name it."""
+        self._fates[packet.seq] = fate
+        if len(self._fates) > 2 * REMEMBERED:
+            self._fates = dict(list(self._fates.items())[-REMEMBERED:])
+        if self.repairable:
+            self._recent[packet.seq] = packet
+            if len(self._recent) > 2 * REMEMBERED:
+                self._recent = dict(sorted(self._recent.items())[-REMEMBERED:])
+
+    def fates_of(self, seqs: Sequence[int]) -> list[Fate] | None:
+        """The open fates of these packets; None if none of them belongs to this epoch."""
+        known = [s for s in seqs if s in self._fates]
+        if not known and seqs:
+            return None
+        return [fate for s in known if (fate := self._fates[s]) is not None]
+
+    def repair(self, packet: Packet) -> list[Any]:
+        """Decode a late packet among its neighbours; pieces, some of them again, with damage judged afresh."""
+        known = {**self._recent, packet.seq: packet}
+        first = last = packet.seq
+        while first - 1 in known and packet.seq - first < NEIGHBOURS:
+            first -= 1
+        while last + 1 in known and last - packet.seq < NEIGHBOURS:
+            last += 1
+        if self.modality == "video":
+            first = last = packet.seq
+        damage, decoder = self._parts(self.modality, self.config, self.spec, True)
+        if self.modality == "audio":
+            damage.push(Gap(modality=self.modality, first_seq=first - 1, count=1))
+        pieces: list[Any] = []
+        for seq in range(first, last + 1):
+            errors = decoder.errors
+            decoded = decoder.decode(known[seq], damage.push(known[seq]))
+            pieces += decoded if decoder.errors == errors else []
+        return pieces + decoder.flush()
+
+    def length_of(self, packet: Packet) -> int:
+        """How long a packet lasts, in flicks."""
+        if packet.duration:
+            return to_flicks(packet.duration, packet.time_base)
+        return int((self._period or FRAME_SECONDS) * FLICKS)
+
+    def forget(self) -> None:
+        """The epoch ended."""
+        self._fates.clear()
+        self._recent.clear()
+        self.last_end = None
+
+    def restart(self) -> None:
+        """The capture clock changed: what was learned of arrivals holds no more."""
+        self.jitter.clock_changed()
+        self.transit = TransitFloor()
+        self._newest, self._reorder = None, 0.0
+
+    def change(self, config: CodecConfig) -> None:
+        """The packets from here on are of another format."""
+        self.config = config
+        self.damage, self._decoder = self._parts(self.modality, config, self.spec, self._sequenced)
+
+    def _judge(self, frame: Any) -> None:
+        """Ask the damage tracker about a frame that left the decoder."""
+        flag = getattr(self.damage, "frame_flag", None)
+        if flag is None:
+            return
+        base = self.config.time_base
+        ticks = frame.time.numerator * base.denominator // (frame.time.denominator * base.numerator)
+        verdict = flag(ticks, corrupt=frame.corrupt)
+        frame.damaged, frame.reason, frame.severity = verdict.damaged, verdict.reason, verdict.severity
+
+
+def _step_rule() -> Any:
+    from runtime.damage import StepRule
+
+    return StepRule()

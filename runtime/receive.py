@@ -1,0 +1,504 @@
+"""Receiver: packets of one stream in, closed clips out.
+
+    packet -> jitter buffer -> damage -> decoder -> clip assembler -> clip
+              (order, gaps)   (spoiled?)            (grid, coverage)
+
+A clip closes when everything of it has come, in every modality that is alive; or when its playout deadline has
+passed; or when the stream ends. The receiver has no clock: time is what arrivals say, and deadlines that lie between
+two arrivals are worked off in order before the later one. So clips depend only on packets and when they arrived, not
+on how calls are grouped nor on extra calls of ``advance`` (tests/test_receive.py).
+"""
+
+import math
+import time
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from encoders.clips import FLICKS, ClipSpec, from_flicks, grid_floor, to_flicks
+from imputation.presence import PresenceRule
+from runtime.clip import Clip, ClipAssembler, Fate
+from runtime.clock import EPOCH_JUMP, DriftMonitor
+from runtime.epochs import JUMP, CaptureClocks, Step
+from runtime.jitter import AdaptiveDelay, Late
+from runtime.lane import Lane, build_parts
+from runtime.metrics import Ledger
+from runtime.packet import MODALITIES, Decision, Gap, Packet, StreamInfo
+
+__all__ = ["Event", "Receiver"]
+
+SILENT_SECONDS = 2.0  # a modality that sent nothing for so long is not waited for
+PATIENCE = 2.0  # further seconds for packets without arrival times: nothing is late in a file, only interleaved
+
+
+class Ledgers(dict[str, Ledger]):
+    """The ledger of each modality, made when first asked for."""
+
+    def __missing__(self, modality: str) -> Ledger:
+        self[modality] = Ledger()
+        return self[modality]
+
+    def settle(self, modality: str, outcome: str, seqs: list[int]) -> None:
+        """These packets have met their fate."""
+        ledger = self[modality]
+        if outcome == "used":
+            ledger.repair(seqs)  # used, even if late
+        else:
+            ledger.mark(seqs, outcome)
+        ledger.settle(seqs)
+
+    def as_dict(self) -> dict[str, dict[str, int]]:
+        """Counts by modality."""
+        return {modality: ledger.counts.as_dict() for modality, ledger in self.items()}
+
+    def check(self) -> None:
+        """Assert the conservation law for each modality."""
+        for ledger in self.values():
+            ledger.counts.check()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened to the stream: epoch, started, ended, absent, remap, shifted, format, device, decision.
+
+    ``arrival`` is when, in seconds on the receiver's clock; ``clip`` the next clip to close then.
+    """
+
+    kind: str
+    modality: str
+    arrival: float
+    clip: int
+    detail: str = ""
+
+
+class Receiver:
+    """All that a stream needs left of the engine; see the module's docstring for its law.
+
+    delay: seconds of playout delay, or an AdaptiveDelay of which each modality gets a copy; lookahead: clips after
+    which a clip's final prediction is due, until then late packets may repair it. ``parts(modality, config, spec)``
+    gives a damage tracker and a decoder (tests pass fakes); ``stopwatch`` measures decoding, in seconds.
+    ``offset`` is what a capture time needs to become a time on the receiver's clock; None learns it.
+    """
+
+    def __init__(
+        self,
+        info: StreamInfo,
+        spec: ClipSpec,
+        rule: PresenceRule | None = None,
+        *,
+        delay: float | AdaptiveDelay = 0.1,
+        lookahead: int = 0,
+        offset: float | None = None,
+        parts: Callable[..., tuple[Any, Any]] = build_parts,
+        stopwatch: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.info, self.spec, self.rule = info, spec, rule or PresenceRule()
+        self.lookahead = lookahead
+        self.modalities = tuple(m for m in MODALITIES if getattr(spec, m) is not None)
+        self.ledger = Ledgers()
+        self.events: list[Event] = []
+        self._stopwatch = stopwatch
+        self._lanes = {
+            m: Lane(m, info.codecs[m], getattr(spec, m), copy(delay), offset, parts, info.sequence_numbers)
+            for m in self.modalities
+            if m in info.codecs
+        }
+        self._clocks = CaptureClocks()
+        self._drift = DriftMonitor() if len(self._lanes) == 2 else None
+        self._obeys = False  # a recording brought clock remaps of its own
+        self._assembler: ClipAssembler | None = None
+        self._origin = 0  # flicks
+        self._epoch, self._index = 0, 0
+        self._now = -math.inf  # the receiver's clock
+        self._first: float | None = None  # when the first packet came
+        self._untimed = False  # packets carry no arrival times
+        self._pending: list[Gap] = []  # gaps before the first packet
+        self._shed: list[tuple[str, int]] = []  # decisions about clips that are not open yet
+        self._finished = False
+
+    # ------------------------------------------------------------------------------------------------------ feeding
+
+    def push(self, item: Packet | Decision, now: float) -> list[Clip]:
+        """One packet or decision, in order of arrival; the clips that closed up to its arrival.
+
+        A packet without an arrival time came when it was sent; ``now`` is then not needed, else not before it.
+        """
+        assert not self._finished, "a finished receiver takes no packets"
+        if isinstance(item, Decision):
+            return self.advance(item.arrival) + self._decide(item)
+        lane = self._lanes.get(item.modality)
+        at = self._arrival(item)
+        if at is None:
+            self.ledger[item.modality].malformed()
+            return []
+        out = self.advance(at)
+        if lane is None:  # no such track was chosen
+            self.ledger[item.modality].receive(item.seq)
+            self.ledger.settle(item.modality, "unused", [item.seq])
+            return out
+        self._now = max(self._now, at)
+        if self._first is None:
+            self._first = self._now
+        self._hear(lane)
+        return out + self._take(lane, self._order(lane, item))
+
+    def advance(self, now: float) -> list[Clip]:
+        """Let time pass to ``now``: every packet that arrived until then has been pushed. Clips that closed."""
+        assert now < math.inf, "the end of a stream is finish(), not an endless wait"
+        out: list[Clip] = []
+        while (due := self._next_deadline()) is not None and due[0] <= now:
+            at, lane = due
+            self._now = max(self._now, at)
+            if lane is None:
+                out += self._close()
+            elif lane.silent_at is not None and lane.silent_at <= at:
+                self._miss(lane)
+                out += self._close_complete()
+            else:
+                out += self._take(lane, lane.jitter.poll(at))
+        return out
+
+    def finish(self) -> list[Clip]:
+        """The stream ended: everything that was still waited for, and the last clips."""
+        if self._finished:
+            return []
+        self._finished = True
+        out: list[Clip] = []
+        for lane in self._lanes.values():
+            out += self._take(lane, lane.jitter.flush())
+        return out + self._end_epoch(list(self._lanes.values()), last=True)
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When ``advance`` will have something to do if nothing more arrives; None = never."""
+        due = self._next_deadline()
+        return None if due is None else due[0]
+
+    @property
+    def drift_ppm(self) -> float | None:
+        """How much audio's clock runs slow against video's; None until known."""
+        return None if self._drift is None else self._drift.drift_ppm
+
+    @property
+    def av_offset_ms(self) -> float | None:
+        """Audio's least transit time minus video's; None until known."""
+        if self._drift is None or self._clocks.front is None:
+            return None
+        return self._drift.av_offset_ms(self._clocks.front / FLICKS)
+
+    # ------------------------------------------------------------------------------------------------------- stages
+
+    def _order(self, lane: Lane, packet: Packet) -> list[Any]:
+        """Through the jitter buffer, and into the ledger."""
+        stats, ledger = lane.jitter.stats, self.ledger[lane.modality]
+        duplicates, late = stats.duplicates, stats.late
+        ready = lane.jitter.push(packet, self._now)
+        if stats.duplicates != duplicates:
+            ledger.duplicate()
+        elif stats.late != late:
+            reported = any(isinstance(item, Late) and item.reported for item in ready)
+            ledger.receive(packet.seq, late=True, was_lost=reported)
+        else:
+            ledger.receive(packet.seq)
+        return ready
+
+    def _take(self, lane: Lane, ready: list[Any]) -> list[Clip]:
+        """What the jitter buffer gave, in order."""
+        out: list[Clip] = []
+        for item in ready:
+            if isinstance(item, Gap):
+                self._gap(lane, item)
+            elif isinstance(item, Late):
+                self._late(lane, item)
+            else:
+                out += self._deliver(lane, item)
+                out += self._close_complete()
+        return out
+
+    def _deliver(self, lane: Lane, packet: Packet) -> list[Clip]:
+        """A packet in its order: place it on the grid, judge it, decode it, lay down what came out."""
+        out: list[Clip] = []
+        placed, step = self._clocks.place(packet, self._now)
+        if step is not Step.GOES_ON:
+            out = self._clock_changed(lane, packet, placed, step)
+        stale = step is Step.STALE
+        if not stale:
+            lane.arrived(packet, self._now)
+        assembler = self._assembler or self._open(placed)
+        fate = None if stale else assembler.packet(lane.modality, packet.seq, placed - self._origin)
+        if stale:
+            self.ledger.settle(lane.modality, "late", [packet.seq])
+        self._measure(lane, packet)
+        self._decode(lane, packet, fate, stale, placed - self._origin)
+        return out
+
+    def _clock_changed(self, lane: Lane, packet: Packet, placed: int, step: Step) -> list[Clip]:
+        """The capture clock of a modality did something else than go on."""
+        out: list[Clip] = []
+        if step is Step.STALE:
+            return out
+        if step is Step.JUMPS:
+            flushed = [other for other in self._lanes.values() if other.modality == "audio"]
+            if lane.modality == "video" and packet.keyframe:
+                flushed.append(lane)  # without a keyframe the decoder needs the pictures it has
+            out = self._end_epoch(flushed)
+            self._event("epoch", lane.modality, f"capture clock jumped to {placed / FLICKS:.3f} s")
+        else:
+            self._event("shifted", lane.modality, f"moved by {self._clocks.shift[lane.modality] / FLICKS:.3f} s")
+        if step is not Step.SHIFTED:
+            lane.restart()
+            if packet.arrival is None:
+                lane.bias = self._now - packet.decode_seconds
+        lane.shift = self._clocks.shift.get(lane.modality, 0)
+        return out
+
+    def _decode(self, lane: Lane, packet: Packet, fate: Fate | None, stale: bool, at: int) -> None:
+        assert self._assembler is not None
+        began = self._stopwatch()
+        if lane.hole_before(packet) and lane.last_end is not None:
+            self._assembler.gap(lane.modality, lane.last_end - self._origin, at)
+        lane.last_end = at + self._origin + lane.length_of(packet)
+        damage = lane.damage.push(packet)
+        pieces = lane.decode(packet, damage)
+        self._assembler.decoding(at, self._stopwatch() - began)
+        if fate is not None and (damage.damaged or lane.failed):
+            fate.damaged = True
+        if not stale:
+            lane.remember(packet, fate)
+        self._lay(lane, pieces)
+
+    def _lay(self, lane: Lane, pieces: list[Any]) -> None:
+        assembler = self._assembler
+        assert assembler is not None
+        for piece in pieces:
+            fates = lane.fates_of(piece.seqs)
+            if fates is None:
+                continue  # of an epoch that has ended
+            at = lane.shift - self._origin + piece.time.numerator * FLICKS // piece.time.denominator
+            if lane.modality == "video":
+                duration = piece.duration
+                length = 0 if duration is None else duration.numerator * FLICKS // duration.denominator
+                assembler.frame(at, length, piece.pixels, piece.damaged, piece.severity, fates)
+            else:
+                assembler.block(at, piece.samples, piece.damaged, piece.severity, fates)
+
+    def _gap(self, lane: Lane, gap: Gap) -> None:
+        self.ledger[lane.modality].lose(gap.count)
+        lane.damage.push(gap)
+        if self._assembler is None:
+            self._pending.append(gap)
+        else:
+            self._assembler.gap(lane.modality, self._flicks(lane, gap.start), self._flicks(lane, gap.end))
+
+    def _late(self, lane: Lane, late: Late) -> None:
+        """A packet that was given up came after all: repair with it what can be repaired."""
+        packet = late.packet
+        assembler = self._assembler
+        if assembler is None:
+            self.ledger.settle(lane.modality, "late", [packet.seq])
+            return
+        at = to_flicks(packet.capture_time, packet.time_base) + lane.shift - self._origin
+        mended = lane.repair(packet) if lane.repairable else []
+        mended = [m for m in mended if not m.damaged]
+        if not any(packet.seq in m.seqs for m in mended):
+            assembler.late(lane.modality, at, at + lane.length_of(packet))
+            self.ledger.settle(lane.modality, "late", [packet.seq])
+            return
+        fate = assembler.packet(lane.modality, packet.seq, at, late=True)
+        lane.remember(packet, fate)
+        for piece in mended:
+            for other in lane.fates_of(piece.seqs) or []:
+                other.damaged = False
+        self._lay(lane, mended)
+
+    # ------------------------------------------------------------------------------------------------------ closing
+
+    def _close_complete(self) -> list[Clip]:
+        """Close clips for which nothing more is to come; then repaired versions that are whole."""
+        out: list[Clip] = []
+        assembler = self._assembler
+        if assembler is None:
+            return out
+        waited = [lane.modality for lane in self._lanes.values() if not lane.silent]
+        while waited and all(map(assembler.complete, waited)):
+            out += self._close()
+        return out + assembler.repairs()
+
+    def _close(self) -> list[Clip]:
+        assembler = self._assembler
+        assert assembler is not None
+        for modality, clip in [s for s in self._shed if s[1] == assembler.next_index]:
+            assembler.shed(modality, clip)
+            self._shed.remove((modality, clip))
+        audio = assembler.tracks.get("audio")
+        if audio is not None and audio.resting:
+            audio.rest((assembler.next_cell + 1) * audio.length)
+        end = (self._origin + assembler.next_end) / FLICKS
+        bases = [lane.transit.value - lane.shift / FLICKS for lane in self._lanes.values() if lane.timed]
+        wait = self._now - (end + min(bases, default=0.0))
+        return assembler.close(max(wait, 0.0) * 1e3)
+
+    def _next_deadline(self) -> tuple[float, Lane | None] | None:
+        """The earliest of: a hole given up, a modality given up, a clip whose playout deadline has come (None)."""
+        best: tuple[float, Lane | None] | None = None
+        for lane in self._lanes.values():
+            for at in (lane.jitter.next_deadline, lane.silent_at if self._assembler is not None else None):
+                if at is not None and (best is None or at < best[0]):
+                    best = at, lane
+        clip = self._clip_deadline()
+        if clip is not None and (best is None or clip < best[0]):
+            best = clip, None
+        return best
+
+    def _clip_deadline(self) -> float | None:
+        """When the next clip closes whatever is missing: the latest playout deadline of the modalities it waits for."""
+        assembler = self._assembler
+        if assembler is None:
+            return None
+        lanes = list(self._lanes.values())
+        waited = [lane for lane in lanes if not lane.silent] or lanes
+        known = [lane.transit.value - lane.shift / FLICKS for lane in lanes if lane.timed]
+        end = (self._origin + assembler.next_end) / FLICKS
+        latest = -math.inf
+        for lane in waited:
+            if assembler.complete(lane.modality):
+                continue
+            base = lane.transit.value - lane.shift / FLICKS if lane.timed else min(known)
+            latest = max(latest, end + base + lane.jitter.delay + lane.slack)
+        if latest == -math.inf:
+            return None
+        return latest + (PATIENCE if self._untimed else 0.0)
+
+    # ------------------------------------------------------------------------------------------------------- epochs
+
+    def _open(self, placed: int) -> ClipAssembler:
+        """The grid of a new epoch, given the time of its first packet."""
+        length = self.spec.flicks
+        first, agreed = 0, self.info.origin if self._epoch == 0 else None
+        if agreed is not None:
+            self._origin = agreed.numerator * FLICKS // agreed.denominator
+            if placed - self._origin > JUMP and not self._pending:
+                first = (placed - self._origin) // length  # joined late: what was before does not exist
+        if agreed is None or placed < self._origin - JUMP:
+            agreed, self._origin = None, grid_floor(placed, length)
+        video = self.info.codecs.get("video")
+        self._assembler = ClipAssembler(
+            self.spec,
+            self.rule,
+            agreed if agreed is not None else from_flicks(self._origin),
+            self.modalities,
+            epoch=self._epoch,
+            first_index=self._index + first,
+            first_cell=first,
+            lookahead=self.lookahead,
+            sequenced=self.info.sequence_numbers,
+            frame_rate=video.frame_rate if video is not None else None,
+            settle=self.ledger.settle,
+        )
+        for gap in self._pending:
+            lane = self._lanes[gap.modality]
+            self._assembler.gap(gap.modality, self._flicks(lane, gap.start), self._flicks(lane, gap.end))
+        self._pending.clear()
+        return self._assembler
+
+    def _end_epoch(self, flushed: list[Lane], last: bool = False) -> list[Clip]:
+        """Close what exists of this epoch; the next packet opens the next."""
+        assembler = self._assembler
+        if assembler is None:
+            return []
+        for lane in flushed:
+            self._lay(lane, lane.flush())
+        out: list[Clip] = []
+        end = self._end(last)
+        while assembler.next_end <= end or self._worth(assembler, end):
+            out += self._close()
+        out += assembler.finish(last)
+        self._index, self._epoch = assembler.next_index, self._epoch + 1
+        self._assembler = None
+        for lane in self._lanes.values():
+            lane.forget()
+        if self._drift is not None:
+            self._drift.reset()
+            self._clocks.correct("audio", 0)
+        return out
+
+    def _end(self, last: bool) -> int:
+        """Where the epoch ends: the last that was seen or heard, or the length that the source announced."""
+        assert self._assembler is not None
+        end = self._assembler.latest() or 0
+        if last and self._epoch == 0 and self.info.duration is not None and self.info.origin is not None:
+            end = max(end, min(int(self.info.duration * FLICKS), end + 600 * FLICKS))
+        return end
+
+    def _worth(self, assembler: ClipAssembler, end: int) -> bool:
+        """Whether the clip in which the stream ends exists: only if enough of its time does."""
+        share = (end - assembler.next_end + assembler.length) / assembler.length
+        return any(self.rule.present(m, share) for m in self.modalities)
+
+    # ------------------------------------------------------------------------------------------------ small things
+
+    def _arrival(self, packet: Packet) -> float | None:
+        """When a packet came, on the receiver's clock; None for nonsense."""
+        if packet.arrival is not None:
+            return packet.arrival if math.isfinite(packet.arrival) else None
+        self._untimed = True
+        sent = packet.decode_seconds + (self._lanes[packet.modality].bias if packet.modality in self._lanes else 0.0)
+        # A capture clock that jumps must not take the receiver's clock along.
+        return min(sent, self._now + EPOCH_JUMP) if self._now > -math.inf else sent
+
+    def _flicks(self, lane: Lane, seconds: float | None) -> int | None:
+        return None if seconds is None else round(seconds * FLICKS) + lane.shift - self._origin
+
+    def _hear(self, lane: Lane) -> None:
+        if lane.silent or lane.silent_at is None or not lane.heard:
+            self._event("started", lane.modality)
+        lane.silent, lane.heard = False, True
+        lane.silent_at = self._now + SILENT_SECONDS
+        for other in self._lanes.values():
+            if other.silent_at is None and not other.silent:
+                other.silent_at = self._now + SILENT_SECONDS
+
+    def _miss(self, lane: Lane) -> None:
+        lane.silent, lane.silent_at = True, None
+        self._event("ended" if lane.heard else "absent", lane.modality)
+
+    def _measure(self, lane: Lane, packet: Packet) -> None:
+        """Follow both capture clocks; map audio's onto video's when they drift apart."""
+        if self._drift is None or packet.arrival is None:
+            return
+        seconds = packet.seconds
+        (self._drift.video if lane.modality == "video" else self._drift.audio).add(seconds, self._now)
+        if lane.modality != "audio" or self._obeys:
+            return
+        remap = self._drift.update(seconds)
+        if remap is not None:
+            self._remap(remap.offset, remap.drift_ppm)
+
+    def _remap(self, offset: Fraction, ppm: float) -> None:
+        lane = self._lanes["audio"]
+        lane.remap = offset.numerator * FLICKS // offset.denominator
+        self._clocks.correct("audio", lane.remap)
+        self._event("clock_remap", "audio", f"offset {float(offset) * 1e3:.3f} ms, drift {ppm:.0f} ppm")
+
+    def _decide(self, decision: Decision) -> list[Clip]:
+        """Obey what a live run decided."""
+        self._event(decision.kind, decision.modality, decision.reason)
+        if decision.kind == "clock_remap" and "audio" in self._lanes:
+            self._obeys = True
+            self._remap(decision.offset, decision.drift_ppm)
+        elif decision.kind == "format_change" and decision.codec is not None and decision.modality in self._lanes:
+            lane = self._lanes[decision.modality]
+            if self._assembler is not None:
+                self._lay(lane, lane.flush())
+            lane.change(decision.codec)
+        elif decision.kind == "shed" and decision.clip is not None:
+            self._shed.append((decision.modality, decision.clip))
+        return []
+
+    def _event(self, kind: str, modality: str, detail: str = "") -> None:
+        clip = self._assembler.next_index if self._assembler is not None else self._index
+        arrival = self._now if math.isfinite(self._now) else 0.0
+        self.events.append(Event(kind=kind, modality=modality, arrival=arrival, clip=clip, detail=detail))
+
