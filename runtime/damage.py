@@ -73,23 +73,25 @@ def _near(step: int, middle: float) -> bool:
 class _Event:
     """One packet or loss in decode order, and what is needed to judge it again."""
 
-    time: int | None  # ticks of the packet; None for a loss
+    seq: int | None  # of the packet; None for a loss
+    time: int  # capture time, ticks
     lost: int
     pictures: tuple[Picture, ...]
     before: References
     severity_before: float
     damage: Damage = INTACT
     corrupt: bool = False
-    out: bool = False  # its frame has left the decoder, or never will
+    out: bool = False  # its frame has left the decoder, or there will be none
+    swallowed: bool = False  # a later frame came out first
 
 
 class VideoDamage:
     """Follows the damage of one video stream; packets go in in decode order, frames are checked as they come out.
 
-    ``push`` judges a packet before it is decoded. ``decode_error`` says that the packet pushed last (or the one shown
-    at ``time``) could not be decoded. ``frame_flag`` is called for every frame that leaves the decoder, in order of
-    presentation, and returns the final verdict: it takes in what the decoder said of it, and frames the decoder
-    swallowed. Frames that were already handed out are not recalled.
+    ``push`` judges a packet before it is decoded. ``decode_error`` says that the decoder refused the packet pushed
+    last. ``frame_flag`` is called for every frame that leaves the decoder, in order of presentation, with the number
+    of its packet, and returns the final verdict: it takes in what the decoder said of this frame and of those before
+    it, and frames that the decoder swallowed. Frames that were already handed out are not recalled.
     """
 
     def __init__(self, config: CodecConfig, *, sequence_numbers: bool = True) -> None:
@@ -99,6 +101,7 @@ class VideoDamage:
         self._events: deque[_Event] = deque(maxlen=EVENTS)
         self._severity = 0.0
         self._sizes: dict[bool, float] = {}  # running mean payload of independent pictures (True) and others
+        self._times_order = True  # False once frames came out in another order than their times
         self.errors = 0
 
     @property
@@ -115,43 +118,52 @@ class VideoDamage:
             if missing:
                 self._lose(missing)
         pictures = self._pictures(item)
-        event = _Event(item.capture_time, 0, pictures, self._references, self._severity, corrupt=item.corrupt)
+        event = _Event(item.seq, item.capture_time, 0, pictures, self._references, self._severity, corrupt=item.corrupt)
         event.out = bool(item.skip) or not any(p.shown and not p.field for p in pictures)
         self._judge(event)
         self._events.append(event)
         self._learn_sizes(item, pictures)
         return event.damage
 
-    def decode_error(self, time: int | None = None) -> Damage:
-        """The decoder refused or reported wrong the packet pushed last, or the one shown at ``time`` ticks."""
+    def decode_error(self, seq: int | None = None) -> Damage:
+        """The decoder could not decode the packet pushed last, or packet ``seq``; the new verdict on it."""
         self.errors += 1
         for i in range(len(self._events) - 1, -1, -1):
             event = self._events[i]
-            if event.time is not None and (time is None or event.time == time):
+            if event.seq is not None and seq in (None, event.seq):
                 event.corrupt = True
                 self._judge_again(i)
                 return event.damage
         return INTACT
 
-    def frame_flag(self, time: int, *, corrupt: bool = False) -> Damage:
-        """A frame shown at ``time`` ticks left the decoder, which says whether it is ``corrupt``; the verdict on it."""
-        if corrupt:
-            self.decode_error(time)
-        found = INTACT if not corrupt else Damage(True, "corrupt", CORRUPT_SEVERITY)
+    def frame_flag(self, seq: int, *, corrupt: bool = False) -> Damage:
+        """The frame of packet ``seq`` left the decoder, which says whether it is ``corrupt``; the verdict on it."""
+        place = next((i for i, e in enumerate(self._events) if e.seq == seq), None)
+        if place is None:
+            return Damage(True, "corrupt", CORRUPT_SEVERITY) if corrupt else INTACT
+        event = self._events[place]
+        event.out = True
+        if event.swallowed:  # not swallowed after all: the container's times are decode times
+            event.swallowed = self._times_order = False
+            event.corrupt = corrupt
+            self._judge_again(place)
+        elif corrupt:
+            self.decode_error(seq)
+        if self._times_order:
+            self._find_swallowed(event.time)
+        return event.damage
+
+    def _find_swallowed(self, time: int) -> None:
+        """Frames that should have come before ``time`` and did not: their packets could not be decoded."""
         for i, event in enumerate(self._events):
-            if event.time is None or event.time > time:
-                continue
-            if event.time == time:
-                found, event.out = event.damage, True
-            elif not event.out:
+            if not event.out and event.seq is not None and event.time < time:
                 event.out = True
                 if not event.damage.damaged:
-                    event.corrupt = True
+                    event.swallowed = event.corrupt = True
                     self._judge_again(i)
-        return next((e.damage for e in self._events if e.time == time), found)
 
     def _lose(self, count: int) -> Damage:
-        event = _Event(None, count, (), self._references, self._severity, Damage(True, "lost", 1.0), out=True)
+        event = _Event(None, 0, count, (), self._references, self._severity, Damage(True, "lost", 1.0), out=True)
         self._judge(event)
         self._events.append(event)
         return event.damage
@@ -173,7 +185,7 @@ class VideoDamage:
             return
         wrong = False
         for picture in event.pictures:
-            from_wrong, state = state.step(picture, event.time or 0)
+            from_wrong, state = state.step(picture, event.time)
             if event.corrupt:
                 state = state.spoil(picture)
             wrong = wrong or (from_wrong and picture.shown)
