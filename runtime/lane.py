@@ -186,9 +186,7 @@ class Lane:
         flag = getattr(self.damage, "frame_flag", None)
         if flag is None:
             return
-        base = self.config.time_base
-        ticks = frame.time.numerator * base.denominator // (frame.time.denominator * base.numerator)
-        verdict = flag(ticks, corrupt=frame.corrupt)
+        verdict = flag(frame.seqs[0], corrupt=frame.corrupt)
         frame.damaged, frame.reason, frame.severity = verdict.damaged, verdict.reason, verdict.severity
 
 
