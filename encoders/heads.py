@@ -88,20 +88,23 @@ class GRUHeadConfig:
     hidden: int = 512  # H
     project: int = 0  # width each modality is projected to before the GRU; 0: no projection
     interaction: bool = False  # append the product, place by place, of the two (projected) modalities
+    agreement: int = 0  # append the mean product of the unprojected modalities in that many equal shares of D; 0: none
     presence_aware: bool = False  # append presence bits and variances, one of each per modality
 
     def __post_init__(self) -> None:
         _check(self.classes, self.dim, self.modalities)
         if self.hidden < 1 or self.project < 0:
             raise ConfigError(f"hidden {self.hidden} must be >= 1 and project {self.project} >= 0 (0: no projection)")
-        if self.interaction and len(self.modalities) != 2:
-            raise ConfigError(f"interaction needs two modalities, the head reads {list(self.modalities)}; turn it off")
+        if (self.interaction or self.agreement) and len(self.modalities) != 2:
+            raise ConfigError(f"interaction and agreement need two modalities, not {list(self.modalities)}; turn them off")
+        if self.agreement < 0 or (self.agreement and self.dim % self.agreement):
+            raise ConfigError(f"agreement {self.agreement} does not divide features of width {self.dim}; use a divisor")
 
     @property
     def inputs(self) -> int:
         """Width of what the GRU reads at one clip."""
         count, width = len(self.modalities), self.project or self.dim
-        return count * width + self.interaction * width + self.presence_aware * 2 * count
+        return count * width + self.interaction * width + self.agreement + self.presence_aware * 2 * count
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,9 @@ class GRUHead(nn.Module):
             parts = [self.project[m](x) for m, x in zip(self.config.modalities, parts, strict=True)]  # (B, P)
         if self.config.interaction:
             parts.append(parts[0] * parts[1])
+        if self.config.agreement:
+            product = chosen[:, 0] * chosen[:, 1]  # (B, D)
+            parts.append(product.unflatten(1, (self.config.agreement, -1)).mean(2))
         if self.config.presence_aware:
             bits = chosen.new_ones(chosen.shape[:2]) if presence is None else self._of(presence).to(chosen.dtype)
             sure = torch.zeros_like(bits) if variance is None else self._of(variance).to(chosen.dtype)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from encoders.audio.log_mel import FRONTS, Front
 from encoders.clips import AudioSpec
 from encoders.errors import ConfigError
+from encoders.layers.steps import unit_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ class Conv2D(nn.Module):
         if self.step is None:
             return self.pool(x).flatten(1)  # (B, D)
         x = x.transpose(1, 2).flatten(2)  # (B, T', C*F')
-        return self.step(x).flatten(1)  # (B, T'*step_dim)
+        return unit_steps(self.step(x))  # (B, T'*step_dim)
 
 
 PRESETS = {

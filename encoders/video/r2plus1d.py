@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from encoders.clips import VideoSpec
 from encoders.errors import ConfigError
+from encoders.layers.steps import unit_steps
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -155,6 +156,8 @@ class R2Plus1D(nn.Module):
         self.step: nn.Linear | None = None
         if config.pool == "steps":
             self.step = nn.Linear(width * config.cells**2, config.step_dim)
+        # The feature of a clip in which the picture is fine and nobody's face is in it: learned with the head.
+        self.no_face = nn.Parameter(torch.zeros(config.dim)) if config.region == "face" else None
 
     def encode(self, clips: UInt8[Tensor, "b t h w *rgb"]) -> Float[Tensor, "b d"]:
         """uint8 (B, T, H, W) gray or (B, T, H, W, 3) rgb -> features (B, D)."""
@@ -187,7 +190,7 @@ class R2Plus1D(nn.Module):
         if self.step is None:
             return self.pool(x).flatten(1)  # (B, D)
         x = x.transpose(1, 2).flatten(2)  # (B, T', C*H'*W')
-        return self.step(x).flatten(1)  # (B, T'*step_dim)
+        return unit_steps(self.step(x))  # (B, T'*step_dim)
 
 
 PRESETS = {

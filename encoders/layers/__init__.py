@@ -1,0 +1,1 @@
+"""Layers that several papers share; a layer moves here once a third model needs it."""

@@ -1,0 +1,101 @@
+"""Where the face is: found by the bundle's own net, followed from observed clip to observed clip.
+
+The state is a value held in ``Stream``; it comes from the past and from observed clips only, so a lost clip
+neither moves the box nor forgets it at once.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from encoders.video.face_box import FaceBox
+from runtime.clip import Clip
+
+SURE = 0.5  # probability above which there is a face
+AROUND = 2.6  # the second look shows this many mouth boxes, side by side
+FOLLOW = 0.6  # weight of the newest box against the one before
+LOOKS = 2  # pictures of a clip that are looked at
+
+
+@dataclass(frozen=True)
+class FaceState:
+    """The last box, (x, y, side) in pixels of the frame; None before the first face or after it was lost."""
+
+    box: tuple[float, float, float] | None = None
+
+
+class FaceTracker:
+    """Crops the mouth region of a clip's frames."""
+
+    def __init__(self, model: FaceBox, size: int):
+        self.model = model.eval()
+        self.size = size  # pixels, side of a crop
+
+    def initial_state(self) -> FaceState:
+        """Nothing is known before the first clip."""
+        return FaceState()
+
+    def locate(self, clip: Clip, state: FaceState) -> tuple[np.ndarray | None, FaceState, bool]:
+        """An observed clip's gray frames uint8 (T, H, W) -> crops uint8 (T, size, size), new state, found.
+
+        Without a face the crops are None and the next clip is searched as a whole again.
+        """
+        frames = clip.video
+        assert frames is not None and frames.ndim == 3, "a clip whose video was observed, in gray"
+        box = state.box
+        if box is None:
+            box = self._search(frames[len(frames) // 2])
+        found = None if box is None else self._refine(frames, box)
+        if found is None and state.box is not None:  # it may have jumped: look everywhere once
+            box = self._search(frames[len(frames) // 2])
+            found = None if box is None else self._refine(frames, box)
+        if found is None:
+            return None, replace(state, box=None), False
+        if state.box is not None and _near(found, state.box):
+            found = tuple(FOLLOW * new + (1 - FOLLOW) * old for new, old in zip(found, state.box, strict=True))
+        box = (float(found[0]), float(found[1]), float(found[2]))
+        return cut(frames, box, self.size), FaceState(box), True
+
+    def _search(self, frame: np.ndarray) -> tuple[float, float, float] | None:
+        """The whole frame, as a square."""
+        height, width = frame.shape
+        side = float(max(height, width))
+        square = (width / 2, height / 2, side)
+        return self._look(frame[None], square)
+
+    def _refine(self, frames: np.ndarray, box: tuple[float, float, float]) -> tuple[float, float, float] | None:
+        """A second look at the neighbourhood of a box, at a few pictures of the clip."""
+        picked = frames[np.linspace(0, len(frames) - 1, 2 * LOOKS + 1).astype(int)[1::2]]
+        return self._look(picked, (box[0], box[1], box[2] * AROUND))
+
+    @torch.inference_mode()
+    def _look(self, frames: np.ndarray, square: tuple[float, float, float]) -> tuple[float, float, float] | None:
+        pictures = cut(frames, square, self.model.config.size)
+        found, sure = self.model.boxes(self.model(torch.from_numpy(pictures)))
+        if float(sure.mean()) < SURE:
+            return None
+        x, y, side = found.mean(0).tolist()
+        left, top = square[0] - square[2] / 2, square[1] - square[2] / 2
+        return left + x * square[2], top + y * square[2], side * square[2]
+
+
+def _near(a: tuple[float, ...], b: tuple[float, float, float]) -> bool:
+    return abs(a[0] - b[0]) < b[2] / 2 and abs(a[1] - b[1]) < b[2] / 2 and 0.6 < a[2] / b[2] < 1.7
+
+
+def cut(frames: np.ndarray, square: tuple[float, float, float], size: int) -> np.ndarray:
+    """The square (middle x, middle y, side in pixels) of each frame, edges repeated: uint8 (T, size, size)."""
+    import cv2
+
+    x, y, side = square
+    scale = size / side
+    if scale < 0.5:  # bilinear reading would skip pixels: shrink the frames first
+        shrink = 2.0 ** np.floor(np.log2(1 / scale))
+        to = (max(1, round(frames.shape[2] / shrink)), max(1, round(frames.shape[1] / shrink)))
+        small = np.stack([cv2.resize(f, to, interpolation=cv2.INTER_AREA) for f in frames])
+        ratio = to[0] / frames.shape[2]
+        return cut(small, (x * ratio, y * ratio, side * ratio), size)
+    matrix = np.array([[scale, 0, size / 2 - 0.5 - scale * (x - 0.5)], [0, scale, size / 2 - 0.5 - scale * (y - 0.5)]])
+    flags = cv2.INTER_LINEAR
+    return np.stack([cv2.warpAffine(f, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE) for f in frames])
