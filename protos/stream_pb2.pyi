@@ -136,7 +136,7 @@ class PacketBatch(_message.Message):
     def __init__(self, packets: _Optional[_Iterable[_Union[Packet, _Mapping]]] = ...) -> None: ...
 
 class Packet(_message.Message):
-    __slots__ = ("modality", "seq", "capture_time", "duration", "keyframe", "disposable", "payload", "fragment_index", "fragment_count", "decode_time", "corrupt", "time_base")
+    __slots__ = ("modality", "seq", "capture_time", "duration", "keyframe", "disposable", "payload", "fragment_index", "fragment_count", "decode_time", "corrupt", "time_base", "skip", "padding")
     MODALITY_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     CAPTURE_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -149,6 +149,8 @@ class Packet(_message.Message):
     DECODE_TIME_FIELD_NUMBER: _ClassVar[int]
     CORRUPT_FIELD_NUMBER: _ClassVar[int]
     TIME_BASE_FIELD_NUMBER: _ClassVar[int]
+    SKIP_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
     modality: Modality
     seq: int
     capture_time: int
@@ -161,7 +163,9 @@ class Packet(_message.Message):
     decode_time: int
     corrupt: bool
     time_base: Rational
-    def __init__(self, modality: _Optional[_Union[Modality, str]] = ..., seq: _Optional[int] = ..., capture_time: _Optional[int] = ..., duration: _Optional[int] = ..., keyframe: _Optional[bool] = ..., disposable: _Optional[bool] = ..., payload: _Optional[bytes] = ..., fragment_index: _Optional[int] = ..., fragment_count: _Optional[int] = ..., decode_time: _Optional[int] = ..., corrupt: _Optional[bool] = ..., time_base: _Optional[_Union[Rational, _Mapping]] = ...) -> None: ...
+    skip: int
+    padding: int
+    def __init__(self, modality: _Optional[_Union[Modality, str]] = ..., seq: _Optional[int] = ..., capture_time: _Optional[int] = ..., duration: _Optional[int] = ..., keyframe: _Optional[bool] = ..., disposable: _Optional[bool] = ..., payload: _Optional[bytes] = ..., fragment_index: _Optional[int] = ..., fragment_count: _Optional[int] = ..., decode_time: _Optional[int] = ..., corrupt: _Optional[bool] = ..., time_base: _Optional[_Union[Rational, _Mapping]] = ..., skip: _Optional[int] = ..., padding: _Optional[int] = ...) -> None: ...
 
 class EndOfStream(_message.Message):
     __slots__ = ("modality", "last_seq")

@@ -36,6 +36,8 @@ def packet_to_wire(packet: Packet, time_base: Fraction | None) -> pb.Packet:
         decode_time=packet.decode_time,
         corrupt=packet.corrupt,
         time_base=None if packet.time_base == time_base else rational(packet.time_base),
+        skip=packet.skip,
+        padding=packet.padding,
     )
 
 
@@ -60,6 +62,8 @@ def packet_from_wire(wire: pb.Packet, time_base: Fraction | None, arrival: float
         decode_time=wire.decode_time if wire.HasField("decode_time") else None,
         arrival=arrival,
         corrupt=wire.corrupt,
+        skip=wire.skip,
+        padding=wire.padding,
     )
 
 
