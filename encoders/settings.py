@@ -118,7 +118,12 @@ def _as(value: Any, hint: Any) -> Any:
             raise ValueError
         return value
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, typing.cast(type, hint)) else override(hint, value)
+        if isinstance(value, typing.cast(type, hint)):
+            return value
+        value = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(value, Mapping):
+            raise TypeError
+        return override(hint, value)
     if isinstance(value, str) and hint not in (str, Fraction):
         value = _read(value, origin)
     if origin in (tuple, list):

@@ -1,0 +1,97 @@
+"""The registry walked once: every preset is built, keeps its promise, and refuses what it does not know."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from encoders.clips import AudioSpec, ClipSpec, VideoSpec
+from encoders.errors import UsageError
+from encoders.registry import ENCODERS, build, config_of
+
+SMALL = ("tiny", "talk")  # presets that run in a moment
+
+
+def clips_for(encoder, batch):
+    """A batch of clips as the encoder's own spec describes them."""
+    if isinstance(encoder.spec, VideoSpec):
+        spec = encoder.spec
+        shape = (batch, spec.frames, spec.size, spec.size) + ((3,) if spec.pixel_format == "rgb24" else ())
+        return torch.randint(0, 256, shape, dtype=torch.uint8)
+    samples = ClipSpec(seconds=Fraction(encoder.clip_seconds), audio=encoder.spec).samples
+    return torch.randn(batch, samples) / 10
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_preset_promises_what_an_encoder_promises(name):
+    with torch.device("meta"):
+        encoder = build(name)
+    assert encoder.modalities in (("video",), ("audio",))
+    assert isinstance(encoder.spec, VideoSpec if encoder.modalities == ("video",) else AudioSpec)
+    assert encoder.dim >= 1
+    assert Fraction(encoder.clip_seconds) > 0
+    assert encoder.context_seconds >= 0
+
+
+@pytest.mark.parametrize("name", [n for n in ENCODERS if n.endswith(SMALL)])
+def test_small_presets_encode_row_by_row(name):
+    torch.manual_seed(0)
+    encoder = build(name).eval()
+    clips = clips_for(encoder, 3)
+    with torch.no_grad():
+        together = encoder.encode(clips)
+        alone = torch.cat([encoder.encode(clips[i : i + 1]) for i in range(3)])
+    assert together.shape == (3, encoder.dim)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [n for n in ENCODERS if not n.endswith(SMALL)])
+def test_big_presets_have_their_shape_on_the_meta_device(name):
+    with torch.device("meta"):
+        encoder = build(name).eval()
+    spec = encoder.spec
+    if encoder.modalities == ("video",):
+        prepared = torch.empty(2, 3, spec.frames, spec.size, spec.size, device="meta")
+    else:
+        prepared = torch.empty(2, 1, *encoder.front.shape(encoder.clip_seconds), device="meta")
+    assert encoder(prepared).shape == (2, encoder.dim)
+
+
+@pytest.mark.parametrize("name", [n for n in ENCODERS if n.endswith(SMALL)])
+def test_empty_clips_give_finite_features(name):
+    """Black pictures and digital silence are evidence, not errors."""
+    encoder = build(name).eval()
+    with torch.no_grad():
+        assert torch.isfinite(encoder.encode(torch.zeros_like(clips_for(encoder, 1)))).all()
+
+
+def test_overrides_change_the_config_and_nothing_else():
+    assert config_of("r2plus1d_tiny", widths=[4, 8]).widths == (4, 8)
+    assert config_of("r2plus1d_tiny", widths=[4, 8]).size == config_of("r2plus1d_tiny").size
+
+
+def test_what_is_unknown_is_one_sentence():
+    with pytest.raises(UsageError, match="encoder 'r2plus1d_tine' is unknown; did you mean r2plus1d_tiny"):
+        build("r2plus1d_tine")
+    with pytest.raises(UsageError, match="key of Conv2DConfig 'stem_widht' is unknown; did you mean stem_width"):
+        build("conv2d_tiny", stem_widht=4)
+    with pytest.raises(UsageError, match="stem_width='wide' is not of type int"):
+        build("conv2d_tiny", stem_width="wide")
+
+
+def test_looking_a_name_up_imports_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, encoders.registry as r; assert len(r.ENCODERS) > 5; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_gray_clip_is_normalised_by_itself():
+    """Brightness and contrast of a whole clip do not reach the network."""
+    encoder = build("r2plus1d_talk")
+    frames = np.random.default_rng(0).integers(60, 120, (1, 10, 40, 40), dtype=np.uint8)
+    plain = encoder.prepare(torch.from_numpy(frames))
+    brighter = encoder.prepare(torch.from_numpy(frames + np.uint8(100)))
+    torch.testing.assert_close(plain, brighter, atol=2e-3, rtol=1e-3)
