@@ -52,7 +52,7 @@ def picture_parser(config: CodecConfig) -> Parser | None:
 
 def nal_units(payload: bytes, length_size: int) -> Iterator[bytes]:
     """NAL units of an access unit: Annex B start codes for ``length_size`` 0, else lengths of so many bytes."""
-    if length_size and not payload.startswith((b"\0\0\0\1", b"\0\0\1")):
+    if length_size and (_lengths_add_up(payload, length_size) or not payload.startswith((b"\0\0\0\1", b"\0\0\1"))):
         yield from _length_prefixed(payload, length_size)
         return
     start = payload.find(b"\0\0\1")
@@ -62,6 +62,14 @@ def nal_units(payload: bytes, length_size: int) -> Iterator[bytes]:
         if unit:
             yield unit
         start = end
+
+
+def _lengths_add_up(payload: bytes, length_size: int) -> bool:
+    """A length of 256 to 511 bytes looks like a start code; only the sum tells them apart."""
+    at = 0
+    while at + length_size < len(payload):
+        at += length_size + int.from_bytes(payload[at : at + length_size], "big")
+    return at == len(payload)
 
 
 def _length_prefixed(payload: bytes, length_size: int) -> Iterator[bytes]:
