@@ -12,29 +12,29 @@ import numpy as np
 
 from imputation.channel import Channel
 from imputation.profiles import Profile
-from runtime.packet import CodecConfig, Packet
+from runtime.packet import CodecConfig, Decision, Packet
 from runtime.silence import silent_payload
 
 _APART = 1.0  # seconds by which the modalities of a container may lead each other
 
 
 def impair(
-    packets: Iterable[Packet],
+    packets: Iterable[Packet | Decision],
     profile: Profile,
     seed: int = 0,
     *,
     codecs: Mapping[str, CodecConfig] | None = None,
     batch: int = 64,
-) -> Iterator[Packet]:
+) -> Iterator[Packet | Decision]:
     """The packets that come through, in order of arrival, each with its ``arrival`` in seconds.
 
-    ``packets`` come in the order they are sent: at their ``arrival`` where a recording has one, else as soon as
-    they are captured (decode order; a frame cannot be sent before the frames it refers to). ``codecs`` (by
-    modality) is needed by the ``+zeros`` rendering only. ``batch`` packets are judged at once; the result does
-    not depend on it, a live source takes 1. Items that are not packets keep their place.
+    ``packets`` come in the order they are sent: at their ``arrival`` where a recording has one, else at their
+    decode time, and none before its predecessor. ``codecs`` (by modality) is needed by the ``+zeros`` rendering
+    only. ``batch`` packets are judged at once; the result does not depend on it, a live source takes 1. Decisions
+    keep their place.
     """
     link = _Link(profile, seed, codecs or {})
-    waiting: list[tuple[float, int, Packet]] = []  # (arrival, order of sending, packet)
+    waiting: list[tuple[float, int, Packet | Decision]] = []  # (arrival, order of sending, packet)
     order = 0
     source = iter(packets)
     while items := list(islice(source, batch)):
@@ -59,26 +59,27 @@ class _Link:
         self._picture: Packet | None = None  # the last key frame that came through
         self._stalled = False  # the decoder still shows that key frame
 
-    def judge(self, items: list[Packet]) -> Iterator[tuple[list[tuple[float, Packet]], float]]:
+    def judge(self, items: list[Packet | Decision]) -> Iterator[tuple[list[tuple[float, Packet | Decision]], float]]:
         """For each item: when it arrives (never, once, twice), and the time before which nothing more will."""
         sent, watermarks = self._times(items)
-        verdicts: dict[int, list[tuple[float, Packet]]] = {}
+        out: list[list[tuple[float, Packet | Decision]]] = [[(float(sent[i]), item)] for i, item in enumerate(items)]
         for modality in self._sent:
-            at = [i for i, item in enumerate(items) if isinstance(item, Packet) and item.modality == modality]
-            if at:
-                verdicts.update(zip(at, self._verdicts(modality, [items[i] for i in at], sent[at]), strict=True))
-        for i, item in enumerate(items):
-            yield verdicts.get(i, [(float(sent[i]), item)]), watermarks[i]
+            own = {i: item for i, item in enumerate(items) if isinstance(item, Packet) and item.modality == modality}
+            if own:
+                verdicts = self._verdicts(modality, list(own.values()), sent[list(own)])
+                for i, verdict in zip(own, verdicts, strict=True):
+                    out[i] = verdict
+        yield from zip(out, watermarks, strict=True)
 
-    def _times(self, items: list[Packet]) -> tuple[np.ndarray, list[float]]:
+    def _times(self, items: list[Packet | Decision]) -> tuple[np.ndarray, list[float]]:
         sent = np.zeros(len(items))
         watermarks = []
         for i, item in enumerate(items):
             if isinstance(item, Packet):
                 self._paced = item.arrival is not None
-                at = item.seconds if item.arrival is None else item.arrival
+                at = item.decode_seconds if item.arrival is None else item.arrival
                 sent[i] = self._sent[item.modality] = max(self._sent.get(item.modality, at), at)
-            else:  # no packet: it comes after all that was sent before it
+            else:  # a decision comes after all that was sent before it
                 sent[i] = max(self._sent.values(), default=float("-inf"))
             watermarks.append(self._watermark())
         return sent, watermarks
@@ -93,11 +94,13 @@ class _Link:
         slowest = min(self._sent.values()) if len(self._sent) > 1 else newest - _APART
         return max(slowest, newest - _APART)
 
-    def _verdicts(self, modality: str, packets: list[Packet], sent: np.ndarray) -> list[list[tuple[float, Packet]]]:
+    def _verdicts(
+        self, modality: str, packets: list[Packet], sent: np.ndarray
+    ) -> list[list[tuple[float, Packet | Decision]]]:
         lost = self._channel.lost(modality, sent)
         arrivals = self._channel.arrivals(modality, sent)
         copies = self._channel.copies(modality, len(packets))
-        out = []
+        out: list[list[tuple[float, Packet | Decision]]] = []
         for packet, gone, arrival, after in zip(packets, lost, arrivals.tolist(), copies.tolist(), strict=True):
             kept = self._render(packet, bool(gone))
             times = [] if kept is None else [arrival] if np.isnan(after) else [arrival, arrival + after]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from imputation.channel import Channel, open_profile
 from runtime.errors import UsageError
 from runtime.impair import impair
-from runtime.packet import CodecConfig, Packet
+from runtime.packet import CodecConfig, Decision, Packet
 
 MS = Fraction(1, 1000)
 
@@ -100,11 +100,12 @@ def test_a_paced_source_gets_its_packets_back_without_waiting_for_the_end():
     assert first.seq == 0
 
 
-def test_what_is_no_packet_keeps_its_place():
+def test_a_decision_keeps_its_place():
     packets = stream(4)
-    marked = [*packets[:100], "camera lost", *packets[100:]]
+    decision = Decision(kind="device_lost", modality="video", arrival=1.3)
+    marked = [*packets[:100], decision, *packets[100:]]
     through = list(impair(marked, open_profile("clean"), seed=0))
-    assert through[100] == "camera lost"
+    assert through[100] is decision
     assert len(through) == len(marked)
 
 
