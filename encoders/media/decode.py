@@ -134,6 +134,8 @@ class VideoPacketDecoder(_Decoder):
         self._waiting: dict[int, tuple[Any, Any]] = {}
         self._last: tuple[int, int] | None = None  # serial and ticks of the last picture
         self._sorter: _TimeSorter | None = None
+        self._newest: int | None = None  # the latest capture time so far
+        self._reordered = False  # packets came out of order of time: these are presentation times, beyond doubt
 
     def decode(self, packet: Encoded, note: Any = None) -> list[Picture]:
         """Pictures that became ready; none where the packet is broken, hidden, or later pictures come first."""
@@ -145,6 +147,10 @@ class VideoPacketDecoder(_Decoder):
         self._waiting[self._serial] = packet, note
         self._waiting.pop(self._serial - _OUTSTANDING, None)
         self._serial += 1
+        if self._newest is None or packet.capture_time > self._newest:
+            self._newest = packet.capture_time
+        elif packet.capture_time < self._newest:
+            self._reordered = True
         if self._sorter is not None:
             self._sorter.add(packet.capture_time)
         return self._pictures(self._decode(coded))
@@ -181,12 +187,13 @@ class VideoPacketDecoder(_Decoder):
         """The picture's presentation time.
 
         Some containers (AVI, elementary streams) store decode times only. It shows when the decoder puts a packet
-        after a later one although its time is earlier; from then on the times are dealt out in their own order.
+        after a later one although its time is earlier; from then on the times are dealt out in their own order. Not so
+        where packets come out of order of time: after a loss a decoder may put pictures out of order, with true times.
         """
         ticks = packet.capture_time
         if self._sorter is not None:
             ticks = self._sorter.take(ticks)
-        elif self._last is not None and serial < self._last[0] and ticks < self._last[1]:
+        elif self._last is not None and serial < self._last[0] and ticks < self._last[1] and not self._reordered:
             self._sorter = _TimeSorter(self._last[1], [p.capture_time for p, _ in self._waiting.values()])
             ticks = self._sorter.take(ticks)
         self._last = serial, ticks
