@@ -111,11 +111,13 @@ class _Builder:
         if trained is not None and rung.rung == trained.rung:
             if rung.weights or rung.overrides:
                 raise self._error(f"the rung {rung.rung} has weights or overrides of its own; they belong to imputer")
-            return trained  # type: ignore[no-any-return]
+            return trained
         what = f"the rung {rung.rung}"
         rule: nn.Module = self._built(what, lambda: imputers.build(rung.rung, **rung.overrides))
         if rung.weights is not None:
-            self._filled(rule, rung.weights, what)
+            return self._filled(rule, rung.weights, what)
+        if next(rule.parameters(), None) is not None:
+            raise self._error(f"{what} is trained and has no weights; name them, or make it the imputer")
         return rule
 
     def _head(self, name: str, width: int) -> nn.Module:
@@ -126,8 +128,7 @@ class _Builder:
             raise self._error(f"{what} has {head.config.classes} classes and there are {classes} labels; make them one")
         if head.config.dim != width:
             raise self._error(f"{what} reads features of width {head.config.dim} and the encoders give {width}")
-        filled: nn.Module = self._filled(head, part.weights, what)
-        return filled
+        return self._filled(head, part.weights, what)
 
     def _calibration(self, status: str) -> Calibration:
         values = self.manifest.calibration.get(status, {})  # type: ignore[call-overload]
@@ -138,12 +139,12 @@ class _Builder:
         return calibration
 
     def _check_imputer(self, imputer: Any, width: int) -> None:
-        config = getattr(imputer, "config", None)
+        config: Any = getattr(imputer, "config", None)
         need = self.manifest.window + self.manifest.lookahead
         if getattr(config, "length", need) < need:
-            raise self._error(f"the imputer takes {config.length} clips and window + lookahead is {need}; lower one")  # type: ignore[union-attr]
+            raise self._error(f"the imputer takes {config.length} clips and window + lookahead is {need}; lower one")
         if getattr(config, "dim", width) != width:
-            raise self._error(f"the imputer fills features of width {config.dim} and the encoders give {width}")  # type: ignore[union-attr]
+            raise self._error(f"the imputer fills features of width {config.dim} and the encoders give {width}")
 
     def _check_width(self, what: str, encoder: Any, width: int) -> None:
         if encoder is not None and encoder.dim != width:
