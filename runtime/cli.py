@@ -21,6 +21,8 @@ from typer.core import TyperGroup
 
 from runtime.errors import LegatoError
 
+STOPPED = 130  # exit code after Ctrl-C
+
 # command -> (module in runtime.commands, what ``legato --help`` says of it), in the order shown
 COMMANDS = {
     "demo": ("demo", "Replay a lossy recording through the default bundle, watch it live, get a report."),
@@ -85,11 +87,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
             args=None if arguments is None else list(arguments), prog_name="legato", standalone_mode=False
         )
         sys.stdout.flush()
+        if code == STOPPED:  # how typer hands Ctrl-C on
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except LegatoError as error:
         return fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return fail("stopped", 130)
+        return fail("stopped", STOPPED)
     except BrokenPipeError:  # `legato ... | head` read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

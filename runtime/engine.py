@@ -36,7 +36,7 @@ class Task:
 
     bundle: str  # hash
     labels: tuple[str, ...]
-    clip_seconds: float
+    clip_seconds: Fraction  # T
     window: int  # W
     ahead: int  # F_max: positions after the window that the imputer was trained with
     content_policy: Mapping[str, Sequence[str]]  # flag -> modalities whose feature it makes unbelievable
@@ -47,7 +47,7 @@ class Task:
         return cls(
             bundle=bundle,
             labels=tuple(manifest.labels),
-            clip_seconds=float(manifest.clip_seconds),
+            clip_seconds=Fraction(manifest.clip_seconds),
             window=manifest.window,
             ahead=manifest.lookahead,
             content_policy=manifest.content_policy,
@@ -88,6 +88,7 @@ class Engine:
         self.width = next(iter(self.encoders.values())).dim  # D
         self.heads = _choose(models.heads, heads)
         self.ladder: Imputer = fill if fill is not None else models.ladder
+        self._seconds = float(task.clip_seconds)
         self._places = [MODALITIES.index(m) for m in self.encoders]  # on the M axis
         self._mean = models.standardiser.mean.float().cpu().numpy()  # (M, D)
         self._std = models.standardiser.std.float().cpu().numpy()
@@ -106,8 +107,7 @@ class Engine:
     def spec(self) -> ClipSpec:
         """The clips that the encoders ask for."""
         specs = {m: encoder.spec for m, encoder in self.encoders.items()}
-        seconds = Fraction(str(self.task.clip_seconds))
-        return ClipSpec(seconds=seconds, video=specs.get("video"), audio=specs.get("audio"))
+        return ClipSpec(seconds=self.task.clip_seconds, video=specs.get("video"), audio=specs.get("audio"))
 
     def initial_face(self) -> Any:
         """What is known of the face before the first clip; None where the bundle looks at the whole frame."""
@@ -224,6 +224,8 @@ class Engine:
             pixels, face, found = self.models.face.locate(clip, stream.face)
             if clip.version == 0:  # a repaired clip is older than what the box has followed since
                 stream.face = face
+            if pixels is None:
+                pixels = blank(self.encoders["video"].spec, self.task.clip_seconds)
         feature = self._no_face if not found and self._no_face is not None else self._forward(modality, pixels)
         if not np.isfinite(feature).all():
             raise DataError(
@@ -249,7 +251,8 @@ class Engine:
         features[span] = [c.features for c in clips]
         presence[span] = [c.presence for c in clips]
         exists[span] = True
-        return tuple(torch.from_numpy(x).unsqueeze(0).to(self.device) for x in (features, presence, exists))
+        made = [torch.from_numpy(x).unsqueeze(0).to(self.device) for x in (features, presence, exists)]
+        return made[0], made[1], made[2]
 
     def _prediction(self, stream: str, window: Window, outcome: Outcome) -> Prediction:
         clips, newest = window.clips, window.clips[-1]
@@ -260,7 +263,7 @@ class Engine:
             epoch=window.epoch,
             clip=window.clip,
             start_seconds=clips[0].start_seconds,
-            end_seconds=newest.start_seconds + self.task.clip_seconds,
+            end_seconds=newest.start_seconds + self._seconds,
             head=outcome.head,
             label=None if outcome.abstained else self.task.labels[best],
             probabilities=dict(zip(self.task.labels, outcome.probabilities, strict=True)),
@@ -270,7 +273,7 @@ class Engine:
             abstained=outcome.abstained,
             observed_share=observed_share(clips),
             clips=tuple(c.provenance(outcome.rung) for c in clips),
-            longest_gap_ms=longest_gap(clips) * self.task.clip_seconds * 1e3,
+            longest_gap_ms=longest_gap(clips) * self._seconds * 1e3,
             bundle=self.task.bundle,
             timings=Timings(
                 wait_ms=spent[0], decode_ms=spent[1], encode_ms=spent[2], fill_ms=spent[3], total_ms=sum(spent)
@@ -288,7 +291,7 @@ def configure(device: torch.device, *, deterministic: bool, threads: int) -> Non
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS before its first use
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - a debugging aid
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -307,7 +310,7 @@ def choose_device(wanted: str) -> str:
     return wanted
 
 
-def blank(spec: VideoSpec | AudioSpec, seconds: float) -> np.ndarray:
+def blank(spec: VideoSpec | AudioSpec, seconds: Fraction) -> np.ndarray:
     """A black or silent clip of an encoder's shape."""
     if isinstance(spec, AudioSpec):
         return np.zeros(round(seconds * spec.sample_rate), np.float32)

@@ -22,7 +22,7 @@ class ResultFile:
     def __enter__(self) -> "ResultFile":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._part, "w", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+            self._file = open(self._part, "w", encoding="utf-8")
         except OSError as error:
             raise self._failed(error) from error
         return self

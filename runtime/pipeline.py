@@ -12,8 +12,9 @@ A replay runs on the packets' own arrival times: nothing depends on how fast it 
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imputation.presence import PresenceRule
@@ -59,7 +60,7 @@ class Pipeline:
     @classmethod
     def from_bundle(
         cls,
-        name: str = "talk",
+        name: "str | Path | Bundle" = "talk",
         *,
         device: str = "auto",
         preset: str = "replay",
@@ -71,7 +72,7 @@ class Pipeline:
         """Load a bundle by name or path. ``fill`` replaces its ladder ("lerp", "zero", ...); see runtime.config."""
         from runtime.bundle import Bundle
 
-        bundle = Bundle.load(name)
+        bundle = name if isinstance(name, Bundle) else Bundle.load(name)
         overrides = [f"engine.device={device}", *overrides]
         return cls(bundle, resolve(bundle.manifest, preset, overrides, lookahead), heads=heads, fill=fill)
 
@@ -122,7 +123,7 @@ class Pipeline:
         imputer = choose_fill(self.engine.models, fill)
         return self.engine.refilled(imputer).replay(name, clips, self.config.window)
 
-    def clips(self, source: "Source", stream: Stream, speed: str = "max") -> Iterator[Clip]:
+    def clips(self, source: "Source", stream: Stream, speed: str = "max") -> Generator[Clip]:
         """Closed clips, decoded up to ``engine.decode_ahead`` clips ahead in a thread of their own."""
         if speed not in SPEEDS:
             raise UsageError(f"speed {speed!r} is unknown; use {' or '.join(SPEEDS)}")
@@ -140,8 +141,8 @@ def receive(items: Iterable[Packet | Decision], receiver: Receiver) -> Iterator[
 
 
 def arrival(item: Packet | Decision) -> float:
-    """Seconds on the receiver's clock; a packet without an arrival comes the moment it was captured."""
-    return item.seconds if item.arrival is None else item.arrival
+    """Seconds on the receiver's clock; a packet without an arrival comes the moment it was sent."""
+    return item.decode_seconds if item.arrival is None else item.arrival
 
 
 def paced(
@@ -159,7 +160,7 @@ def paced(
         yield item
 
 
-def ahead(clips: Iterator[Clip], depth: int) -> Iterator[Clip]:
+def ahead(clips: Iterator[Clip], depth: int) -> Generator[Clip]:
     """The same clips, made up to ``depth`` ahead by a thread (PyAV and torch both let go of the interpreter lock).
 
     The thread blocks when the queue is full: nothing is dropped. What it raises is raised here.
@@ -223,7 +224,8 @@ def _too_short(info: StreamInfo, stream: Stream, config: RuntimeConfig) -> str:
     need, clip = config.window.min_clips, float(config.clip.seconds)
     if not info.codecs:
         return f"{info.name} has neither a video nor an audio track that can be decoded"
+    made = stream.windows.total
     return (
-        f"{info.name} gave {stream.windows.total} clips of {clip:g} s, and a prediction needs {need} "
+        f"{info.name} gave {made} clip{'' if made == 1 else 's'} of {clip:g} s, and a prediction needs {need} "
         f"({need * clip:g} s); use a longer recording or --set window.min_clips=1"
     )

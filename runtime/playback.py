@@ -116,7 +116,15 @@ class Output:
         if self.as_json:
             run = play(pipeline, source, show, **options)
         else:
-            with LiveTable(self.console, pipeline.engine.task.labels, title=source.info.name) as table:
+            truth = begin(pipeline, source, loss=loss, seed=seed)
+            table = LiveTable(
+                self.console,
+                truth.labels,
+                window=pipeline.config.window.clips,
+                title=source.info.name,
+                truth=truth.true_label if truth.truth else None,
+            )
+            with table:
                 run = play(pipeline, source, lambda p: (show(p), table.show(p)), **options)
             self.console.print(summary(run), highlight=False, soft_wrap=True)
         if self.report is not None:

@@ -33,10 +33,11 @@ class LiveTable:
         console: Console,
         labels: Sequence[str],
         *,
+        window: int = 10,
         title: str = "",
         truth: Callable[[Prediction], str | None] | None = None,
     ) -> None:
-        self.console, self.title, self.truth = console, title, truth
+        self.console, self.window, self.title, self.truth = console, window, title, truth
         self._colours = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
         self._rows: OrderedDict[tuple[str, int, str], Prediction] = OrderedDict()
         self._live: Live | None = None
@@ -67,10 +68,10 @@ class LiveTable:
 
     def _print(self, prediction: Prediction) -> None:
         if not self._headed:
-            modalities = "  ".join(f"{m:<{len(prediction.clips) or 5}}" for m in prediction.observed_share)
+            modalities = "  ".join(f"{m:<{max(5, self.window)}}" for m in prediction.observed_share)
             self.console.print(f"{'time':>8}  {modalities}  label", highlight=False, soft_wrap=True)
             self._headed = True
-        self.console.print(plain_line(prediction), highlight=False, markup=False, soft_wrap=True)
+        self.console.print(plain_line(prediction, self.window), highlight=False, markup=False, soft_wrap=True)
 
     def _picture(self) -> Panel:
         rows = list(self._rows.values())
@@ -92,7 +93,7 @@ class LiveTable:
         colour = self._colours.get(prediction.label or "", "dim")
         cells = [
             Text(clock(prediction.end_seconds)),
-            *(strip(prediction, modality) for modality in prediction.observed_share),
+            *(strip(prediction, modality, self.window) for modality in prediction.observed_share),
             Text(prediction.label or "abstained", style=colour),
             bar(prediction.confidence, colour),
             Text(f"{share(prediction):.0%}"),
@@ -111,9 +112,9 @@ def clock(seconds: float) -> str:
     return f"{int(minutes)}:{rest:04.1f}"
 
 
-def strip(prediction: Prediction, modality: str) -> Text:
-    """One mark per clip of the window, oldest first."""
-    text = Text()
+def strip(prediction: Prediction, modality: str, window: int) -> Text:
+    """One mark per clip of the window, oldest first; blank where the window reaches back before the start."""
+    text = Text(" " * (window - len(prediction.clips)))
     for clip in prediction.clips:
         state = clip.state[modality]
         text.append(MARKS[state], style=COLOURS[state])
@@ -140,9 +141,9 @@ def filled_by(prediction: Prediction) -> str:
     return ", ".join(sorted(rungs))
 
 
-def plain_line(prediction: Prediction) -> str:
+def plain_line(prediction: Prediction, window: int) -> str:
     """A final prediction without colours."""
-    strips = "  ".join(strip(prediction, m).plain for m in prediction.observed_share)
+    strips = "  ".join(f"{strip(prediction, m, window).plain:<5}" for m in prediction.observed_share)
     label = prediction.label or "abstained"
     filled = filled_by(prediction)
     tail = f", filled by {filled}" if filled else ""

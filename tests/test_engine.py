@@ -64,7 +64,7 @@ def models(face: Any = None, region: str = "frame") -> Any:
 
 
 def engine(made: Any = None, policy: dict[str, Sequence[str]] | None = None, **options: Any) -> Engine:
-    task = Task(bundle="b", labels=LABELS, clip_seconds=0.4, window=4, ahead=2, content_policy=policy or {})
+    task = Task(bundle="b", labels=LABELS, clip_seconds=Fraction(2, 5), window=4, ahead=2, content_policy=policy or {})
     return Engine(made or models(), task, **options)
 
 
@@ -199,8 +199,9 @@ class Finder:
         return 0
 
     def locate(self, clip: Clip, state: int) -> tuple[np.ndarray | None, int, bool]:
-        found = clip.video.max() > 1
-        return (clip.video if found else np.zeros_like(clip.video)), state + 1, found
+        assert clip.video is not None
+        found = bool(clip.video.max() > 1)
+        return (clip.video if found else None), state + 1, found
 
 
 def test_no_face_is_an_observed_fact_of_its_own():
@@ -217,10 +218,11 @@ def test_no_face_is_an_observed_fact_of_its_own():
     assert to.face == 2  # an absent clip shows no face and moves no box
 
 
-def test_without_a_learned_vector_the_encoder_sees_what_the_finder_gave():
+def test_without_a_learned_vector_the_encoder_sees_a_black_crop():
     to = stream()
     to.face = 0
-    assert engine(models(Finder(), "face")).encode(to, clip(1, 0)).raw[0, 0] == 0
+    made = models(Finder(), "face")
+    assert engine(made).encode(to, clip(1, 1)).raw[0, 0] == 0 and made.video_encoder.seen == 1
 
 
 def test_a_modality_without_encoder_is_not_spoken_of():

@@ -47,12 +47,18 @@ def features(
     They go the way of a replay - the same packets, decoders, face search and encoders - and equal its features bit
     for bit.
     """
+    from runtime.bundle import Bundle
     from runtime.pipeline import Pipeline
     from runtime.sources import open_sources
 
     facts = read_labels(labels) if labels else {}
-    sources = open_sources(source, loss=loss, seed=seed)
-    pipeline = Pipeline.from_bundle(bundle, device=device, preset=preset, overrides=settings or ())
+    chosen = Bundle.load(bundle)
+    seconds = float(chosen.manifest.clip_seconds)
+    unread: list[LegatoError] = []
+    sources = open_sources(source, loss, seed, clip_seconds=seconds, report=unread.append)
+    for error in unread:
+        fail(str(error), error.exit_code)
+    pipeline = Pipeline.from_bundle(chosen, device=device, preset=preset, overrides=settings or ())
     recordings: dict[str, list[Encoded]] = {}
     failed = 0
     for opened in track(sources, description="features", disable=len(sources) == 1, transient=True):
@@ -68,7 +74,7 @@ def features(
     notes = {"bundle": pipeline.bundle.hash, "clip_seconds": float(pipeline.config.clip.seconds), "loss": loss or ""}
     gather(pipeline, recordings, facts, notes | {"seed": seed}).save(out)
     print(f"{sum(map(len, recordings.values()))} clips of {len(recordings)} recordings in {out}")
-    if failed:
+    if failed or unread:
         raise typer.Exit(1)
 
 

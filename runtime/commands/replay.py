@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False)
 def replay(
     source: Annotated[Path, typer.Argument(help="A media file, a folder of them, or a packet recording (*.legato).")],
     bundle: Annotated[str, typer.Option(help="Name or folder of a bundle.")] = "talk",
-    loss: Annotated[str | None, typer.Option(help="Loss to inject: a profile (wifi_burst, iid-10) or a trace.")] = None,
+    loss: Annotated[str | None, typer.Option(help="Loss to inject: a profile (wifi-burst, iid-10) or a trace.")] = None,
     seed: Annotated[int, typer.Option(help="Of the injected loss.")] = 0,
     speed: Annotated[str, typer.Option(help="max or realtime; the predictions are the same.")] = "max",
     out: Annotated[Path | None, typer.Option(help="Write predictions here, one JSON object a line.")] = None,
@@ -42,12 +42,18 @@ def replay(
     """
     if fill and no_fill:
         raise UsageError(f"--fill {fill} and --no-fill contradict each other; choose one")
+    from runtime.bundle import Bundle
     from runtime.pipeline import Pipeline
     from runtime.sources import open_sources
 
-    sources = open_sources(source, loss=loss, seed=seed)
+    chosen = Bundle.load(bundle)
+    seconds = float(chosen.manifest.clip_seconds)
+    unread: list[LegatoError] = []
+    sources = open_sources(source, loss, seed, clip_seconds=seconds, report=unread.append)
+    for error in unread:
+        fail(str(error), error.exit_code)
     pipeline = Pipeline.from_bundle(
-        bundle,
+        chosen,
         device=device,
         preset=preset,
         lookahead=lookahead,
@@ -61,7 +67,7 @@ def replay(
         played = [_played(pipeline, opened, output, speed, loss or "", seed, alone=alone) for opened in sources]
         if not any(played):
             raise typer.Exit(1)  # inside, so that no empty result gets its name
-    if not all(played):
+    if unread or not all(played):
         raise typer.Exit(1)
 
 
