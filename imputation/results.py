@@ -1,0 +1,185 @@
+"""What an evaluation found: as tables for people, CSV and JSON for machines, and a plot."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from encoders.errors import DataError, MissingExtraError
+from encoders.training import write_json, writing
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Difference", "FillError", "Results", "Score"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One arm in one condition; means over draws, ``_std`` their standard deviation."""
+
+    arm: str
+    condition: str  # "3/10" clips hidden in each modality, or a profile's name
+    rate: float  # share of clips hidden
+    accuracy: float
+    accuracy_std: float
+    recall: float  # mean of class recalls
+    recall_std: float
+    ece: float
+    abstained: float  # share of windows
+    answered_accuracy: float  # of the windows that were answered
+    speakers: dict[str, float]  # accuracy of each, over draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillError:
+    """Mean squared error of a fill on hidden places, in units of standardised features."""
+
+    fill: str
+    condition: str
+    rate: float
+    video: float
+    audio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Accuracy of an arm minus the reference's on the same masks; ``error`` is the standard error over speakers."""
+
+    arm: str
+    reference: str
+    condition: str
+    mean: float
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """An evaluation with the settings that repeat it."""
+
+    scores: list[Score]
+    errors: list[FillError]
+    differences: list[Difference] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def score(self, arm: str, condition: str) -> Score:
+        """Raises KeyError if it was not measured."""
+        for score in self.scores:
+            if (score.arm, score.condition) == (arm, condition):
+                return score
+        raise KeyError((arm, condition))
+
+    def error(self, fill: str, condition: str) -> FillError:
+        """Raises KeyError if it was not measured."""
+        for error in self.errors:
+            if (error.fill, error.condition) == (fill, condition):
+                return error
+        raise KeyError((fill, condition))
+
+    @property
+    def conditions(self) -> list[str]:
+        """In the order in which they were measured."""
+        return list(dict.fromkeys(score.condition for score in self.scores))
+
+    def accuracy_table(self, metric: str = "accuracy") -> "Table":
+        """Arms down, conditions across: mean ± deviation in percent. ``metric``: accuracy or recall."""
+        table = _table(f"{metric}, % (± over draws)", "arm", self.conditions)
+        for arm in dict.fromkeys(s.arm for s in self.scores):
+            cells = [self.score(arm, c) for c in self.conditions]
+            table.add_row(
+                arm, *(f"{100 * getattr(s, metric):.1f} ±{100 * getattr(s, metric + '_std'):.1f}" for s in cells)
+            )
+        return table
+
+    def error_table(self) -> "Table":
+        """Fills down, conditions across: mean squared error, video / audio."""
+        hidden = [c for c in self.conditions if any(not math.isnan(e.video) for e in self.errors if e.condition == c)]
+        table = _table("fill error, video / audio (1 = variance of a feature)", "fill", hidden)
+        for fill in dict.fromkeys(e.fill for e in self.errors):
+            cells = [self.error(fill, c) for c in hidden]
+            table.add_row(fill, *(f"{e.video:.2f} / {e.audio:.2f}" for e in cells))
+        return table
+
+    def difference_table(self) -> "Table | None":
+        """Points of accuracy against the reference, ± standard error over speakers."""
+        if not self.differences:
+            return None
+        by = {(d.arm, d.condition): d for d in self.differences}
+        table = _table(f"points against {self.differences[0].reference} (± over speakers)", "arm", self.conditions)
+        for arm in dict.fromkeys(d.arm for d in self.differences):
+            cells = [by[arm, c] for c in self.conditions]
+            table.add_row(arm, *(f"{100 * d.mean:+.1f} ±{100 * d.error:.1f}" for d in cells))
+        return table
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; a number that does not exist (nothing was hidden) is None."""
+        plain: dict[str, Any] = _without_nan(asdict(self))
+        return plain
+
+    def save(self, folder: Path, *, plot: bool = True) -> list[Path]:
+        """``results.json``, ``scores.csv``, ``errors.csv`` and ``accuracy.png``, each whole. Raises OutputError."""
+        write_json(folder / "results.json", self.as_dict())
+        _write_csv(folder / "scores.csv", [{**asdict(s), "speakers": json.dumps(s.speakers)} for s in self.scores])
+        _write_csv(folder / "errors.csv", [asdict(e) for e in self.errors])
+        written = [folder / name for name in ("results.json", "scores.csv", "errors.csv")]
+        if plot:
+            with writing(folder / "accuracy.png") as partial:
+                self.plot(partial)
+            written.append(folder / "accuracy.png")
+        return written
+
+    def plot(self, path: Path) -> None:
+        """Accuracy of each arm by share of clips lost, with its deviation over draws, as PNG."""
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise MissingExtraError(
+                "matplotlib is not installed; run pip install 'legato[plot]', or use --no-plot"
+            ) from None
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for arm in dict.fromkeys(s.arm for s in self.scores):
+            line = sorted((s for s in self.scores if s.arm == arm and "/" in s.condition), key=lambda s: s.rate)
+            x, y = [100 * s.rate for s in line], [100 * s.accuracy for s in line]
+            low = [100 * (s.accuracy - s.accuracy_std) for s in line]
+            high = [100 * (s.accuracy + s.accuracy_std) for s in line]
+            (drawn,) = axes.plot(x, y, marker="o", markersize=3.5, linewidth=1.8, label=arm)
+            axes.fill_between(x, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+        axes.set(xlabel="clips lost in each modality, %", ylabel="accuracy, %")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+        figure.savefig(path, dpi=150, format="png")
+
+
+def _table(title: str, first: str, conditions: Sequence[str]) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column(first, no_wrap=True)
+    for condition in conditions:
+        table.add_column(condition, justify="right", no_wrap=True)
+    return table
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    if not rows:
+        raise DataError(f"there is nothing to write to {path.name}; evaluate at least one arm")
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    with writing(path) as partial:
+        partial.write_text(text.getvalue(), newline="")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
