@@ -56,6 +56,7 @@ class Run:
     events: Sequence[Any] = ()
     wall_seconds: float = 0.0
     attribution: str = ""  # of the recording or the bundle, to be shown with a report
+    card: Mapping[str, Any] = field(default_factory=dict)  # the bundle's: description, training, metrics, licence, ...
 
     @property
     def seconds(self) -> float:
