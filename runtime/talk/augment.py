@@ -81,6 +81,31 @@ def room(sound: Tensor, generator: torch.Generator, odds: float = 0.3) -> Tensor
     return torch.where(torch.rand(windows, 1, generator=generator) < odds, wet, sound)
 
 
+def pitch(sound: Tensor, ratio: Tensor) -> Tensor:
+    """Voices raised by ``ratio`` (B,), pitch and formants alike, at their own pace: (B, S) -> (B, S).
+
+    A phase vocoder (Flanagan and Golden, 1966) stretches each window by its ratio; reading it faster gives the length
+    back. The corpus' training speakers are men: without this, women's voices are no voices to what is learned.
+    """
+    windows, samples = sound.shape
+    size, hop = 512, 128
+    window = torch.hann_window(size)
+    spectrum = torch.stft(sound, size, hop, window=window, return_complex=True)  # (B, bins, frames)
+    frames = spectrum.shape[-1]
+    longest = int(np.ceil(frames * float(ratio.max()))) + 1
+    at = (torch.arange(longest) / ratio[:, None]).clamp(max=frames - 1.001)  # (B, longest) frames of the original
+    low, share = at.floor().long(), at.frac()
+    index = low[:, None].expand(-1, spectrum.shape[1], -1)
+    loud, angle = spectrum.abs(), spectrum.angle()
+    loud = torch.lerp(loud.gather(2, index), loud.gather(2, index + 1), share[:, None])
+    advance = (angle[..., 1:] - angle[..., :-1]).gather(2, index[..., :-1])
+    phase = torch.cat((angle[..., :1], advance), 2).cumsum(2)
+    longer = torch.istft(torch.polar(loud, phase), size, hop, window=window, length=(longest - 1) * hop)
+    read = (torch.arange(samples) * ratio[:, None]).clamp(max=longer.shape[1] - 1.001)
+    low, share = read.floor().long(), read.frac()
+    return torch.lerp(longer.gather(1, low), longer.gather(1, low + 1), share)
+
+
 def voice(mel: Tensor, generator: torch.Generator, clips: int) -> Tensor:
     """Another throat and another microphone: (B*clips, 1, T, F) mel pictures, one draw per window."""
     rows, bins = len(mel), mel.shape[-1]

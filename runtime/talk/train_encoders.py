@@ -70,18 +70,26 @@ class Batch:
 def draw(rng: np.random.Generator, corpus: Corpus, noises: list[np.ndarray], grid: Grid, recipe: EncoderRecipe) -> Batch:
     """Talking windows with their sound, then still faces and sounds without speech."""
     speakers, odds = speaker_odds(corpus)
-    sights, sounds, who = [], [], rng.choice(len(speakers), recipe.talking, p=odds)
-    for speaker in who:
-        pool = corpus.by_speaker[speakers[speaker]]
-        sight, sound = talk(rng, pool, grid, speed=math.exp(rng.uniform(-0.12, 0.12)))
+    who = rng.choice(len(speakers), recipe.talking, p=odds)
+    spoken = [talk(rng, corpus.by_speaker[speakers[s]], grid, speed=math.exp(rng.uniform(-0.12, 0.12))) for s in who]
+    sights, sounds = [sight for sight, _ in spoken], []
+    for voice in other_voices(rng, np.stack([sound for _, sound in spoken])):
         background = noise(rng, noises, grid.samples)
-        sights.append(sight)
-        sounds.append(mix(sound, background, rng.uniform(0, 25), 10 ** rng.uniform(-2.0, -0.7)))
+        sounds.append(mix(voice, background, rng.uniform(0, 25), 10 ** rng.uniform(-2.0, -0.7)))
     for _ in range(recipe.quiet):
         pool = corpus.by_speaker[speakers[rng.choice(len(speakers), p=odds)]]
         sights.append(still(rng, pool, grid))
         sounds.append(mix(None, noise(rng, noises, grid.samples), 0, 10 ** rng.uniform(-2.0, -0.7)))
     return Batch(np.stack(sights), np.stack(sounds), who)
+
+
+def other_voices(rng: np.random.Generator, sounds: np.ndarray, odds: float = 0.7) -> np.ndarray:
+    """Most voices made higher or lower: (B, S) -> (B, S)."""
+    chosen = np.flatnonzero(rng.random(len(sounds)) < odds)
+    if len(chosen):
+        ratio = torch.from_numpy(np.exp(rng.uniform(-0.2, 0.5, len(chosen)))).float()
+        sounds[chosen] = augment.pitch(torch.from_numpy(sounds[chosen]), ratio).numpy()
+    return sounds
 
 
 def encode(net: TalkNet, batch: Batch, grid: Grid, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
