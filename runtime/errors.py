@@ -35,6 +35,7 @@ from encoders.errors import (
     UsageError,
 )
 
+
 class RecordingError(SourceError):
     """A packet recording is not one, or its header is damaged."""
 

@@ -56,7 +56,7 @@ class Prediction:
         out = _plain(self)
         if not timings:
             del out["timings"]
-        return out  # type: ignore[no-any-return]
+        return out
 
 
 def _plain(value: Any) -> Any:
