@@ -33,7 +33,6 @@ COMMANDS = {
     "send": ("send", "Send a file, webcam or recording to a server."),
     "token": ("token", "Make tokens for a server."),
     "features": ("features", "Write the frozen encoders' features of recordings to a file."),
-    "fill": ("fill", "Fill the absent clips of a feature file."),
     "train": ("train", "Train encoders, imputers and heads."),
     "eval": ("evaluate", "Measure accuracy and error by loss rate."),
     "bundle": ("bundle", "Make, describe and check bundles."),

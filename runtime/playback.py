@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -25,18 +26,17 @@ COMPARED = ("lerp", "zero")  # the arms a report shows beside the bundle's own f
 def play(
     pipeline: "Pipeline",
     source: "Source",
-    show: Callable[[Prediction], None],
+    show: Callable[[Prediction], object],
+    run: Run | None = None,
     *,
     speed: str = "max",
     compare: Sequence[str] = (),
-    loss: str = "",
-    seed: int = 0,
 ) -> Run:
-    """Run a source to its end, showing every prediction as it falls due.
+    """Run a source to its end, showing every prediction as it falls due; all of it is collected in ``run``.
 
     ``compare`` names further fills; they get the features of this run, nothing is decoded or encoded twice.
     """
-    run = begin(pipeline, source, loss=loss, seed=seed)
+    run = run or begin(pipeline, source)
     trace: list[Encoded] = []
     stream = pipeline.open(source.info)
     began = time.perf_counter()
@@ -51,7 +51,7 @@ def play(
     return run
 
 
-def begin(pipeline: "Pipeline", source: "Source", *, loss: str, seed: int) -> Run:
+def begin(pipeline: "Pipeline", source: "Source", *, loss: str = "", seed: int = 0) -> Run:
     """A run that has not started."""
     manifest = pipeline.bundle.manifest
     return Run(
@@ -112,20 +112,12 @@ class Output:
     ) -> Run:
         """Play one source and write what was asked for; ``folder`` is its place below the report folder."""
         compare = COMPARED if self.report is not None else ()
-        show, options = self._keep, {"speed": speed, "compare": compare, "loss": loss, "seed": seed}
+        run = begin(pipeline, source, loss=loss, seed=seed)
         if self.as_json:
-            run = play(pipeline, source, show, **options)
+            play(pipeline, source, self._keep, run, speed=speed, compare=compare)
         else:
-            truth = begin(pipeline, source, loss=loss, seed=seed)
-            table = LiveTable(
-                self.console,
-                truth.labels,
-                window=pipeline.config.window.clips,
-                title=source.info.name,
-                truth=truth.true_label if truth.truth else None,
-            )
-            with table:
-                run = play(pipeline, source, lambda p: (show(p), table.show(p)), **options)
+            with self._table(pipeline, run) as table:
+                play(pipeline, source, partial(self._keep, table=table), run, speed=speed, compare=compare)
             self.console.print(summary(run), highlight=False, soft_wrap=True)
         if self.report is not None:
             from runtime.report import write_report
@@ -135,7 +127,13 @@ class Output:
                 self.console.print(f"report in {self.report / folder}", highlight=False, soft_wrap=True)
         return run
 
-    def _keep(self, prediction: Prediction) -> None:
+    def _table(self, pipeline: "Pipeline", run: Run) -> LiveTable:
+        truth = run.true_label if run.truth else None
+        return LiveTable(self.console, run.labels, window=pipeline.config.window.clips, title=run.stream, truth=truth)
+
+    def _keep(self, prediction: Prediction, table: LiveTable | None = None) -> None:
+        if table is not None:
+            table.show(prediction)
         if self._file is not None:
             self._file.write_json(prediction.as_dict(timings=self.timings))
         if self.as_json:

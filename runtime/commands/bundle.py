@@ -1,0 +1,159 @@
+"""``legato bundle make|show|check``: assemble, describe and verify what is served."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from runtime.errors import BundleError, UsageError
+from runtime.output import as_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from runtime.bundle import Bundle
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make, describe and check bundles.")
+NameArgument = Annotated[str, typer.Argument(help="Name or folder of a bundle.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
+
+
+@app.command()
+def make(
+    recipe: Annotated[Path, typer.Argument(help="JSON: manifest, weights, and perhaps files; paths are beside it.")],
+    out: Annotated[Path, typer.Option(help="The bundle's folder; a bundle in it is replaced.")],
+) -> None:
+    """Assemble a bundle from trained weights.
+
+    The recipe is one JSON object. "manifest" is all of bundle.json but the checksums. "weights" says for each weight
+    file that the manifest names where its tensors come from: a path, or {"from": path, "prefix": "video."} to take
+    the tensors whose names start so, without the start. "files" names texts to lay beside them: {"CARD.md": path}.
+    """
+    from runtime.bundle import Bundle
+    from runtime.manifest import make_manifest
+
+    plan, home = _read_recipe(recipe), recipe.parent
+    manifest = make_manifest({"format_version": 1, **plan["manifest"]}, str(recipe))
+    tensors = {name: _tensors(home, source, str(recipe)) for name, source in plan["weights"].items()}
+    files = {name: _text(home / path) for name, path in plan.get("files", {}).items()}
+    bundle = Bundle.write(out, manifest, tensors, files)
+    _try(bundle)
+    print(f"bundle {manifest.name} in {out}, sha256 {bundle.hash}")
+
+
+@app.command()
+def show(bundle: NameArgument = "talk", as_json: JsonOption = False) -> None:
+    """Say what a bundle is, what it was trained on and how well it does."""
+    from runtime.bundle import Bundle
+
+    found = Bundle.load(bundle)
+    if as_json:
+        print(as_line({"hash": found.hash, "path": str(found.path), **found.manifest.model_dump(mode="json")}))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False, title=found.manifest.name, title_justify="left")
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in _facts(found).items():
+        table.add_row(name, text)
+    Console().print(table)
+
+
+@app.command()
+def check(bundle: NameArgument = "talk", as_json: JsonOption = False) -> None:
+    """Verify a bundle: checksums, versions, shapes, and one run of every model on zeros."""
+    from runtime.bundle import Bundle
+
+    found = Bundle.load(bundle)
+    parameters = _try(found)
+    if as_json:
+        print(as_line({"name": found.manifest.name, "hash": found.hash, "ok": True, "parameters": parameters}))
+    else:
+        print(f"bundle {found.manifest.name} is whole: {sum(parameters.values()):,} parameters, sha256 {found.hash}")
+
+
+def _try(bundle: "Bundle") -> dict[str, int]:
+    """Build the models and run each once; parameters by part."""
+    from runtime.pipeline import Pipeline
+
+    models = Pipeline.from_bundle(bundle, device="cpu").engine.models
+    parts = {"video": models.video_encoder, "audio": models.audio_encoder, "ladder": models.ladder, **models.heads}
+    parts["face"] = getattr(models.face, "model", None)
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
+
+
+def _facts(bundle: "Bundle") -> dict[str, str]:
+    manifest = bundle.manifest
+    seconds = float(manifest.clip_seconds)
+    encoders = ", ".join(f"{modality} {part.preset}" for modality, part in manifest.encoders.items())
+    facts = {
+        "description": manifest.description,
+        "labels": ", ".join(manifest.labels),
+        "window": f"{manifest.window} clips of {seconds:g} s, lookahead up to {manifest.lookahead}",
+        "first answer": f"after {manifest.min_clips} clips",
+        "presence": ", ".join(f"{m} above {share:g}" for m, share in manifest.thresholds.items()),
+        "encoders": encoders,
+        "face": manifest.face.preset if manifest.face else "",
+        "fill ladder": ", ".join(rung.rung for rung in manifest.ladder) or "zeros",
+        "heads": ", ".join(f"{name} ({head.kind})" for name, head in manifest.heads.items()),
+        "training": _lines(manifest.training),
+        "metrics": _lines(manifest.metrics),
+        "licence": manifest.licence,
+        "attribution": manifest.attribution,
+        "folder": str(bundle.path),
+        "sha256": bundle.hash,
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def _lines(values: Mapping[str, Any]) -> str:
+    return "\n".join(f"{name}: {value if isinstance(value, str) else as_line(value)}" for name, value in values.items())
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"recipe {path} could not be read: {error.strerror}; give a JSON file") from error
+    except ValueError as error:
+        raise UsageError(f"recipe {path} is not JSON: {error}") from error
+    sections = {"manifest", "weights", "files"}
+    if not isinstance(plan, dict) or not {"manifest", "weights"} <= set(plan) <= sections:
+        raise UsageError(f"recipe {path} must hold manifest and weights, perhaps files, and nothing else")
+    for name, section in plan.items():
+        if not isinstance(section, dict):
+            raise UsageError(f"recipe {path}: {name} must be a JSON object")
+    return plan
+
+
+def _tensors(home: Path, source: Any, recipe: str) -> "dict[str, Tensor]":
+    """The tensors of one weight file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    place = source if isinstance(source, dict) else {"from": source}
+    if (
+        not set(place) <= {"from", "prefix"}
+        or not all(isinstance(v, str) for v in place.values())
+        or "from" not in place
+    ):
+        raise UsageError(f'recipe {recipe}: weights {source!r} must be a path or {{"from": path, "prefix": text}}')
+    prefix = place.get("prefix", "")
+    try:
+        tensors = load_file(home / place["from"])
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"weights {home / place['from']} could not be read: {error}") from error
+    chosen = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    if not chosen:
+        raise BundleError(f"weights {home / place['from']} hold no tensor whose name starts with {prefix!r}")
+    return chosen
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"file {path} could not be read as text: {error}") from error
