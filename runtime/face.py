@@ -98,4 +98,6 @@ def cut(frames: np.ndarray, square: tuple[float, float, float], size: int) -> np
         return cut(small, (x * ratio, y * ratio, side * ratio), size)
     matrix = np.array([[scale, 0, size / 2 - 0.5 - scale * (x - 0.5)], [0, scale, size / 2 - 0.5 - scale * (y - 0.5)]])
     flags = cv2.INTER_LINEAR
-    return np.stack([cv2.warpAffine(f, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE) for f in frames])
+    return np.stack(
+        [cv2.warpAffine(f, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE) for f in frames]
+    )

@@ -83,4 +83,3 @@ def _constants(front: LogMel) -> tuple[Tensor, Tensor]:
 
 
 FRONTS: dict[str, Front] = {"avid_spectrogram": AvidSpectrogram(), "log_mel_talk": LogMel()}
-

@@ -86,8 +86,9 @@ class Block(nn.Module):
 
     def __init__(self, width_in: int, width: int, time_stride: int, space_stride: int):
         super().__init__()
-        space, time = dict(kernel_size=(1, 3, 3), padding=(0, 1, 1), bias=False), dict(
-            kernel_size=(3, 1, 1), padding=(1, 0, 0), bias=False
+        space, time = (
+            dict(kernel_size=(1, 3, 3), padding=(0, 1, 1), bias=False),
+            dict(kernel_size=(3, 1, 1), padding=(1, 0, 0), bias=False),
         )
         stride = (time_stride, space_stride, space_stride)
         self.spt_conv1 = nn.Conv3d(width_in, width, stride=(1, *stride[1:]), **space)  # type: ignore[arg-type]
@@ -148,7 +149,9 @@ class R2Plus1D(nn.Module):
         for name, out, blocks, ts, ss in zip(
             self.stage_names, config.widths, config.blocks, config.time_strides, config.space_strides, strict=True
         ):
-            chain = [Block(width if i == 0 else out, out, ts if i == 0 else 1, ss if i == 0 else 1) for i in range(blocks)]
+            chain = [
+                Block(width if i == 0 else out, out, ts if i == 0 else 1, ss if i == 0 else 1) for i in range(blocks)
+            ]
             # Depth-10 checkpoints have no block index in their names.
             self.add_module(name, chain[0] if blocks == 1 else nn.Sequential(*chain))
             width = out
@@ -212,5 +215,7 @@ PRESETS = {
         space_strides=(2, 2, 1),
         pool="steps",
     ),
-    "r2plus1d_tiny": R2Plus1DConfig(size=32, stem_width=8, widths=(8, 16), blocks=(1, 1), time_strides=(1, 2), space_strides=(1, 2)),
+    "r2plus1d_tiny": R2Plus1DConfig(
+        size=32, stem_width=8, widths=(8, 16), blocks=(1, 1), time_strides=(1, 2), space_strides=(1, 2)
+    ),
 }

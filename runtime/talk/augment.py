@@ -26,9 +26,13 @@ def crop_grid(generator: torch.Generator, windows: int, clips: int, size: int, s
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     base = torch.stack((x, y), -1)  # (H, W, 2)
-    grid = base + interpolate(spread(generator, windows, 2, 4, 4, by=0.12 * strength), (size, size), mode="bicubic").movedim(1, -1)
+    grid = base + interpolate(
+        spread(generator, windows, 2, 4, 4, by=0.12 * strength), (size, size), mode="bicubic"
+    ).movedim(1, -1)
     angle = spread(generator, windows, by=0.17 * strength)
-    scale = torch.exp(spread(generator, windows, 2, by=0.07 * strength) + spread(generator, windows, 1, by=0.16 * strength))
+    scale = torch.exp(
+        spread(generator, windows, 2, by=0.07 * strength) + spread(generator, windows, 1, by=0.16 * strength)
+    )
     turn = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos()), -1).view(-1, 1, 2, 2)
     mirrored = torch.where(torch.rand(windows, generator=generator) < (0.5 if strength else 0.0), -1.0, 1.0)
     grid = grid * torch.stack((mirrored, torch.ones(windows)), -1).view(-1, 1, 1, 2) * scale.view(-1, 1, 1, 2)

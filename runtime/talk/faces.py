@@ -121,7 +121,9 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
     import cv2
 
     cells = int(rng.choice((2, 3, 5, 9, 17, 33)))
-    picture = cv2.resize(rng.uniform(0, 255, (cells, cells)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+    picture = cv2.resize(
+        rng.uniform(0, 255, (cells, cells)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC
+    )
     picture = (picture - picture.mean()) * rng.uniform(0, 1) + rng.uniform(20, 235)
     for _ in range(rng.integers(0, 5)):
         a, b = rng.integers(0, size, 2), rng.integers(2, size, 2)
@@ -162,7 +164,9 @@ def spoil(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
     return (np.clip(x, 0, 1) * 255).astype(np.uint8)
 
 
-def batch(rng: np.random.Generator, pool: Sequence[Sequence[Shown]], count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def batch(
+    rng: np.random.Generator, pool: Sequence[Sequence[Shown]], count: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Pictures uint8 (N, size, size) and boxes (N, 3), NaN where there is no face; speakers equally often."""
     pictures, boxes = [], []
     for _ in range(count):
@@ -192,7 +196,9 @@ def loss(net: FaceBox, pictures: Tensor, boxes: Tensor) -> Tensor:
     return face + 2.0 * smooth_l1_loss(votes[:, 1:][where], target[where], beta=0.1)
 
 
-def train(net: FaceBox, pool: Sequence[Sequence[Shown]], steps: int, seed: int, log: Callable[[int, float], None]) -> FaceBox:
+def train(
+    net: FaceBox, pool: Sequence[Sequence[Shown]], steps: int, seed: int, log: Callable[[int, float], None]
+) -> FaceBox:
     """Distil; ``pool`` holds each speaker's frames. Returns the net in eval mode."""
     rng = np.random.default_rng(seed)
     optimiser = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=0.01)

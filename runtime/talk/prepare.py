@@ -49,7 +49,11 @@ def prepare(data: Path, cache: Path, corpus: str, progress: Progress) -> None:
 
 
 def _utterance(
-    reading: Reading, sample: Sample, words: list[tuple[float, float, str]], teacher: Teacher, arrays: dict[str, list[np.ndarray]]
+    reading: Reading,
+    sample: Sample,
+    words: list[tuple[float, float, str]],
+    teacher: Teacher,
+    arrays: dict[str, list[np.ndarray]],
 ) -> dict[str, Any] | None:
     frames = np.stack([p.pixels for p in reading.pictures])
     times = np.array([float(p.ticks * p.packet.time_base) for p in reading.pictures])

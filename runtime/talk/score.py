@@ -28,7 +28,9 @@ class Trial:
         return np.array([LABEL_OF[c] for c in CONDITIONS])[self.condition]
 
 
-def trial(corpus: Corpus, speakers: Sequence[str], each: int, seed: int, grid: Grid, noises: Sequence[np.ndarray]) -> Trial:
+def trial(
+    corpus: Corpus, speakers: Sequence[str], each: int, seed: int, grid: Grid, noises: Sequence[np.ndarray]
+) -> Trial:
     """``each`` windows of every condition for every speaker; voices of others come from ``speakers`` too."""
     rng = np.random.default_rng(seed)
     sights, sounds, conditions, names = [], [], [], []

@@ -67,7 +67,9 @@ class Batch:
     speakers: np.ndarray  # int, of each talking window
 
 
-def draw(rng: np.random.Generator, corpus: Corpus, noises: list[np.ndarray], grid: Grid, recipe: EncoderRecipe) -> Batch:
+def draw(
+    rng: np.random.Generator, corpus: Corpus, noises: list[np.ndarray], grid: Grid, recipe: EncoderRecipe
+) -> Batch:
     """Talking windows with their sound, then still faces and sounds without speech."""
     speakers, odds = speaker_odds(corpus)
     who = rng.choice(len(speakers), recipe.talking, p=odds)

@@ -80,7 +80,9 @@ def _stretched(utterance: Utterance, speed: float) -> np.ndarray:
     return np.pad(sound[:samples], (0, max(0, samples - len(sound))))
 
 
-def talk(rng: np.random.Generator, pool: Sequence[Utterance], grid: Grid, speed: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def talk(
+    rng: np.random.Generator, pool: Sequence[Utterance], grid: Grid, speed: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """A talking face and its sound: pictures (clips*frames, 64, 64) and samples."""
     reel = Reel([pool[i] for i in rng.permutation(len(pool))[:3]] if len(pool) >= 3 else list(pool) * 3, speed)
     start = rng.uniform(0, max(0.0, reel.seconds - grid.total_seconds))
@@ -100,7 +102,9 @@ def still(rng: np.random.Generator, pool: Sequence[Utterance], grid: Grid, froze
     utterance, (first, last) = candidates[rng.integers(len(candidates))]
     length = last - first
     to_and_fro = np.concatenate((np.arange(first, last), np.arange(last - 2, first, -1)))
-    at = (rng.integers(2 * length) + (grid.frame_times() / np.diff(utterance.times).mean()).astype(int)) % len(to_and_fro)
+    at = (rng.integers(2 * length) + (grid.frame_times() / np.diff(utterance.times).mean()).astype(int)) % len(
+        to_and_fro
+    )
     return utterance.pictures[to_and_fro[at]]
 
 

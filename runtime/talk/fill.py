@@ -1,0 +1,145 @@
+"""What comes after the encoders: the imputer, the heads, their calibration, and the rivals in the same tables.
+
+Every head and every arm gets the same number of masked steps, on the same windows, under the same kind of masks.
+
+    plain       trained on complete windows; the classifier that knows nothing of loss
+    drops       the same head trained on zeros where clips are hidden: the honest rival
+    tuned       the same head trained on what the imputer fills; the bundle's default
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from imputation.baselines import Hold, Lerp, ObservedMean, Zero
+from imputation.calibrate import KNOTS, Calibration, fit
+from imputation.evaluate import Arm, calibration_data, evaluate
+from imputation.features import FeatureSet
+from imputation.results import Results
+from imputation.train import MAETraining, fit_variance, train_mae
+from imputation.train_head import HeadTraining, train_head
+
+RATES = tuple(f"clips-{rate}" for rate in range(10, 100, 10))  # per clip and modality, independently
+PROFILES = (
+    "wifi-burst",
+    "wifi-poor",
+    "lte-driving",
+    "congestion",
+    "congestion-severe",
+    "camera-stall",
+    "mic-mute",
+    "both-drop",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillRecipe:
+    """Steps are optimizer steps with batches of 64 windows."""
+
+    masks: str = "independent"  # k from 0 to L - 1 in each row and modality by itself
+    imputer: str = "curri_mae_small"
+    imputer_overrides: dict[str, Any] = field(default_factory=dict)
+    imputer_steps: int = 4000
+    imputer_masks: str = "curriculum+independent+whole"
+    imputer_lr: float = 5e-4
+    head: dict[str, Any] = field(default_factory=lambda: {"hidden": 64, "project": 16, "agreement": 5})
+    head_steps: int = 2500
+    consistency: float = 0.5
+    seed: int = 0
+
+
+@dataclass
+class Trained:
+    """The models, all of them in eval mode."""
+
+    imputer: nn.Module
+    tuned_imputer: nn.Module
+    plain: nn.Module
+    drops: nn.Module
+    tuned: nn.Module
+
+
+def train(
+    recipe: FillRecipe,
+    train_set: FeatureSet,
+    validation: FeatureSet,
+    out: Path,
+    lookahead: int,
+    say: Callable[[str], None],
+) -> Trained:
+    """Everything, one after the other; each run keeps its folder below ``out``."""
+    common: dict[str, Any] = {"lookahead": lookahead, "short": 0.2, "seed": recipe.seed}
+    say("imputer")
+    mae = MAETraining(
+        preset=recipe.imputer, overrides=recipe.imputer_overrides, sampling=recipe.imputer_masks,
+        steps=recipe.imputer_steps, lr=recipe.imputer_lr, epochs=52, curriculum_step=4,
+        save_every=1000, log_every=100, **common,
+    )  # fmt: skip
+    imputer = train_mae(mae, train_set, validation, out / "imputer")
+    head = HeadTraining(overrides=recipe.head, steps=recipe.head_steps, balance=True, evaluate_every=250,
+                        save_every=1000, log_every=100, **common)  # fmt: skip
+    say("plain head")
+    plain, _ = train_head(head, train_set, validation, out / "plain")
+    say("head with drops")
+    drops, _ = train_head(replace(head, sampling=recipe.masks), train_set, validation, out / "drops")
+    say("head and imputer together")
+    both = replace(head, sampling=recipe.masks, train="both", consistency=recipe.consistency, reconstruction=1.0)
+    tuned, tuned_imputer = train_head(both, train_set, validation, out / "tuned", imputer=imputer)
+    fit_variance(tuned_imputer, validation)
+    return Trained(imputer.eval(), tuned_imputer.eval(), plain.eval(), drops.eval(), tuned.eval())
+
+
+def arms(models: Trained, calibration: dict[str, Calibration]) -> list[Arm]:
+    """Every way to classify a damaged window that the tables compare; offsets fitted on validation for each head."""
+    heads = {"plain": models.plain, "drops": models.drops, "tuned": models.tuned}
+    rows = [
+        ("plain, zero", "plain", Zero()), ("plain, hold", "plain", Hold()), ("plain, lerp", "plain", Lerp()),
+        ("plain, observed mean", "plain", ObservedMean()), ("plain, curri-MAE", "plain", models.imputer),
+        ("plain, curri-MAE tuned", "plain", models.tuned_imputer),
+        ("drops, zero", "drops", Zero()), ("tuned, zero", "tuned", Zero()), ("tuned, hold", "tuned", Hold()),
+        ("tuned, lerp", "tuned", Lerp()), ("tuned, curri-MAE", "tuned", models.tuned_imputer),
+    ]  # fmt: skip
+    return [Arm(name, heads[head], imputer, calibration[head]) for name, head, imputer in rows]
+
+
+def calibrate(models: Trained, validation: FeatureSet, lookahead: int, ahead: int) -> dict[str, Calibration]:
+    """Temperature by observed share and one offset per class for each head, on validation speakers."""
+    fills: dict[str, tuple[nn.Module, nn.Module]] = {
+        "plain": (models.plain, models.imputer), "drops": (models.drops, Zero()), "tuned": (models.tuned, models.tuned_imputer)
+    }  # fmt: skip
+    out = {}
+    for name, (head, imputer) in fills.items():
+        logits, share, label = calibration_data(
+            Arm(name, head, imputer), validation, draws=3, lookahead=lookahead, ahead=ahead, profiles=("clips-20", "clips-50", "lte-driving")
+        )  # fmt: skip
+        out[name] = fit(logits, share, label, knots=KNOTS, offsets=True)
+    return out
+
+
+def table(
+    models: Trained, calibration: dict[str, Calibration], data: FeatureSet, lookahead: int, ahead: int, draws: int = 10
+) -> Results:
+    """All arms at all rates and real profiles, on the same masks, against the head trained with drops."""
+    return evaluate(
+        arms(models, calibration), data, levels=[0], draws=draws, profiles=(*RATES, *PROFILES),
+        lookahead=lookahead, ahead=ahead, reference="drops, zero",
+    )  # fmt: skip
+
+
+def standardised_like(data: FeatureSet, train_set: FeatureSet) -> FeatureSet:
+    """``data`` with the training windows' standardisation."""
+    assert train_set.standardiser is not None, "fit the training windows first"
+    return replace(data, standardiser=train_set.standardiser)
+
+
+def logits_of(head: nn.Module, data: FeatureSet, window: int) -> torch.Tensor:
+    """A head on complete windows (n, K)."""
+    x = data.standardised()[:, :window]
+    with torch.inference_mode():
+        there = data.presence[:, :window]
+        logits: torch.Tensor = head(x, there, torch.zeros(there.shape), data.exists[:, :window])
+    return logits
