@@ -18,7 +18,7 @@ from encoders.errors import DataError
 
 KNOTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # observed shares
 _RANGE = (0.05, 20.0)  # temperatures
-_PRIOR = 0.02  # pulls neighbouring knots together where validation has little to say
+_PRIOR = 0.004  # pulls neighbouring knots together where validation has little to say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def fit(
     def loss() -> Tensor:
         temperature = _interpolate(share, knots, log_temperature.clamp(low, high)).exp()
         scaled = (logits + shift) / temperature.unsqueeze(-1)
-        return F.cross_entropy(scaled, label) + _PRIOR * log_temperature.diff().square().mean()
+        return F.cross_entropy(scaled, label) + _PRIOR * log_temperature.diff().square().sum()
 
     parameters = [log_temperature, shift] if offsets else [log_temperature]
     optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
