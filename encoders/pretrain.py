@@ -20,6 +20,7 @@ from encoders.audiovisual.avid_cma import AVIDCMA, PRESETS, AVIDCMAConfig, Objec
 from encoders.datasets.reader import Pairs, PairSpec, open_pairs, read_or_next
 from encoders.datasets.transforms import ClipAugment
 from encoders.errors import ConfigError, DataError, LegatoError
+from encoders.processes import wait_for_all
 from encoders.settings import from_dict, override, pick, to_dict
 from encoders.training import (
     Interrupted,
@@ -79,8 +80,8 @@ class PretrainConfig:
         for name in ("epochs", "clips_per_video", "batch", "resample_every", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
-        if not self.lr > 0:
-            raise ConfigError(f"lr {self.lr} must be positive")
+        if not 0 < self.lr <= 100:
+            raise ConfigError(f"lr {self.lr} must lie in (0, 100]")
         if self.schedule not in ("constant", "cosine"):
             raise ConfigError(f"schedule {self.schedule!r} is unknown; use constant or cosine")
         if self.precision not in ("fp32", "bf16"):
@@ -194,6 +195,7 @@ class _Run:
         if world()[0] == 0:
             values = {"epoch": self.epoch, "batches": self.batches, "step": self.step}
             save_checkpoint(self.out, snapshot(self.modules, self.optimizer, {"negatives": self.generator}, values))
+        wait_for_all()  # or a faster process might read the older one
 
     def load(self) -> None:
         """Go on from the checkpoint in the run's folder."""

@@ -17,6 +17,7 @@ __all__ = [
     "gather_rows",
     "mean_over_processes",
     "processes",
+    "wait_for_all",
     "world",
 ]
 
@@ -90,3 +91,8 @@ def average_buffers(module: nn.Module) -> None:
         for buffer in module.buffers():
             if buffer.is_floating_point():
                 buffer.copy_(mean_over_processes(buffer))
+
+
+def wait_for_all() -> None:
+    """Nobody goes on before everybody is here."""
+    any_process(False)

@@ -3,6 +3,8 @@
 Under ``torchrun -m runtime train ...`` the batch is shared by all processes.
 """
 
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +67,8 @@ def avid_cma(
             tensorboard=tensorboard,
             progress=bar.step,
         )
-    if world()[0] == 0:
+        first = world()[0] == 0
+    if first:
         print(f"trained: {out / 'video.safetensors'} and {out / 'audio.safetensors'}")
 
 
@@ -103,3 +106,8 @@ class _Bar:
             completed=epoch * steps + done,
             loss=loss,
         )
+
+
+# What else can be trained is told by the modules that train it.
+if find_spec("runtime.commands.fill"):
+    import_module("runtime.commands.fill")
