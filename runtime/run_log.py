@@ -32,6 +32,9 @@ class LoggedClip:
     provenance: ClipProvenance  # its rungs are those of the last window that held it
 
 
+SETTLE_CLIPS = 3  # after a change of the truth
+
+
 @dataclass(kw_only=True)
 class Run:
     """A finished run.
@@ -68,13 +71,15 @@ class Run:
         return [p for p in self.arms[arm] if p.status == FINAL]
 
     def true_label(self, prediction: Prediction) -> str | None:
-        """The label that covers most of a prediction's window; None where the truth is not known."""
-        shares: dict[str, float] = {}
+        """The label that held through the last ``SETTLE_CLIPS`` clips of a prediction's window.
+
+        None where the truth is not known, or where it has just changed: nobody can tell a new scene at its first sound.
+        """
+        start = max(prediction.start_seconds, prediction.end_seconds - SETTLE_CLIPS * self.clip_seconds)
         for span in self.truth:
-            overlap = min(span.end, prediction.end_seconds) - max(span.start, prediction.start_seconds)
-            if overlap > 0:
-                shares[span.label] = shares.get(span.label, 0.0) + overlap
-        return max(shares, key=shares.__getitem__) if shares else None
+            if span.start <= start + 1e-6 and prediction.end_seconds <= span.end + 1e-6:
+                return span.label
+        return None
 
     def accuracy(self, arm: str = BUNDLED) -> float | None:
         """Share of final predictions with known truth that are right; an abstention is not right."""

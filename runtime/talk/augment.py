@@ -91,7 +91,7 @@ def pitch(sound: Tensor, ratio: Tensor) -> Tensor:
     A phase vocoder (Flanagan and Golden, 1966) stretches each window by its ratio; reading it faster gives the length
     back. The corpus' training speakers are men: without this, women's voices are no voices to what is learned.
     """
-    windows, samples = sound.shape
+    samples = sound.shape[1]
     size, hop = 512, 128
     window = torch.hann_window(size)
     spectrum = torch.stft(sound, size, hop, window=window, return_complex=True)  # (B, bins, frames)

@@ -24,6 +24,7 @@ from imputation.train import MAETraining, fit_variance, train_mae
 from imputation.train_head import HeadTraining, train_head
 
 RATES = tuple(f"clips-{rate}" for rate in range(10, 100, 10))  # per clip and modality, independently
+FITTED_ON = ("clips-20", "clips-50", "lte-driving")  # beside every k of W
 PROFILES = (
     "wifi-burst",
     "wifi-poor",
@@ -106,16 +107,26 @@ def arms(models: Trained, calibration: dict[str, Calibration]) -> list[Arm]:
     return [Arm(name, heads[head], imputer, calibration[head]) for name, head, imputer in rows]
 
 
-def calibrate(models: Trained, validation: FeatureSet, lookahead: int, ahead: int) -> dict[str, Calibration]:
-    """Temperature by observed share and one offset per class for each head, on validation speakers."""
+def calibrate(
+    models: Trained, validation: FeatureSet, lookahead: int, aheads: tuple[int, ...]
+) -> dict[str, Calibration]:
+    """Temperature by observed share and one offset per class for each head, on validation speakers.
+
+    ``aheads``: how many clips of the lookahead are there; their windows are taken together.
+    """
     fills: dict[str, tuple[nn.Module, nn.Module]] = {
-        "plain": (models.plain, models.imputer), "drops": (models.drops, Zero()), "tuned": (models.tuned, models.tuned_imputer)
-    }  # fmt: skip
+        "plain": (models.plain, models.imputer),
+        "drops": (models.drops, Zero()),
+        "tuned": (models.tuned, models.tuned_imputer),
+    }
     out = {}
     for name, (head, imputer) in fills.items():
-        logits, share, label = calibration_data(
-            Arm(name, head, imputer), validation, draws=3, lookahead=lookahead, ahead=ahead, profiles=("clips-20", "clips-50", "lte-driving")
-        )  # fmt: skip
+        arm = Arm(name, head, imputer)
+        parts = [
+            calibration_data(arm, validation, draws=2, lookahead=lookahead, ahead=ahead, profiles=FITTED_ON)
+            for ahead in aheads
+        ]
+        logits, share, label = (torch.cat(x) for x in zip(*parts, strict=True))
         out[name] = fit(logits, share, label, knots=KNOTS, offsets=True)
     return out
 

@@ -75,7 +75,8 @@ def _utterance(
     arrays["boxes"].append(boxes)
     arrays["frames"].append(frames[:: EVERY * 5])
     return {
-        "file": "/".join(sample.path.parts[-2:]), "speaker": sample.speaker, "split": sample.split, "frames": len(frames),
+        "file": "/".join(sample.path.parts[-2:]), "speaker": sample.speaker, "split": sample.split,
+        "frames": len(frames),
         "samples": samples, "stills": [list(s) for s in stills], "kept": len(frames[:: EVERY * 5]),
     }  # fmt: skip
 

@@ -1,41 +1,17 @@
-"""The whole making of the bundle ``talk``, step by step; a step whose result lies in the folder is not done again.
+"""How the bundle ``talk`` is made: speakers, lengths, seeds; and its variants for folds and research."""
 
-prepare     recordings to arrays                                    cache/
-face        the face net, distilled                                 face.safetensors
-encoders    cross-modal agreement and the task                      net.safetensors
-windows     features of training, validation and test windows       *.features.safetensors
-fill        imputer and heads, the same steps for each              fill/
-judge       tables on the test speakers                             results.json, table.json
-bundle      everything in one folder                                bundle/
-"""
+from dataclasses import dataclass, field, replace
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from runtime.errors import UsageError
+from runtime.talk.fill import FillRecipe
+from runtime.talk.train_encoders import EncoderRecipe
+from runtime.talk.windows import Grid
 
-import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
-
-from encoders import registry
-from encoders.heads import GRUHead, GRUHeadConfig
-from encoders.training import seed_everything
-from encoders.video import face_box
-from imputation.calibrate import Calibration
-from imputation.features import FeatureSet
-from imputation.results import Results
-from imputation.stored import load_head, load_imputer
-from runtime.talk import faces, fill, judge, prepare
-from runtime.talk.corpus import Corpus
-from runtime.talk.features import training_windows
-from runtime.talk.fill import FillRecipe, Trained
-from runtime.talk.score import score
-from runtime.talk.train_encoders import EncoderRecipe, TalkNet, train
-from runtime.talk.windows import LABELS, Grid
-
-Say = Callable[[str, int, int], None]  # step, done, of
+GRID_SPEAKERS = tuple(f"grid/{s}" for s in ("s1", "s2", "s3", "s4", "s26", "s30", "s31", "s32", "s33"))
+# Java-SED: one woman and one man each
+JAVA_PAIRS = tuple(
+    (f"java_sed/{w}", f"java_sed/{m}") for w, m in (("01", "06"), ("02", "07"), ("03", "08"), ("04", "09"))
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +24,7 @@ class Recipe:
     test: tuple[str, ...] = ("grid/s32", "grid/s33")
     window: int = 10  # W, clips
     lookahead: int = 3  # F_max, clips
+    min_clips: int = 3
     face_steps: int = 3000
     encoders: EncoderRecipe = field(default_factory=EncoderRecipe)
     windows: int = 5000  # of training
@@ -57,147 +34,36 @@ class Recipe:
 
     @property
     def grid(self) -> Grid:
+        """The windows that features are made of: the head's, and the lookahead."""
         return Grid(clips=self.window + self.lookahead)
 
 
-class Making:
-    """A run of the recipe in a folder."""
-
-    def __init__(self, recipe: Recipe, data: Path, out: Path, say: Say, cache: Path | None = None):
-        self.recipe, self.data, self.out, self.say = recipe, data, out, say
-        self.cache = cache or out / "cache"
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2))
-
-    def prepare(self) -> None:
-        for corpus in self.recipe.corpora:
-            prepare.prepare(self.data, self.cache, corpus, lambda done, of, c=corpus: self.say(f"decode {c}", done, of))  # type: ignore[misc]
-        prepare.prepare_noise(self.data, self.cache, lambda done, of: self.say("decode noise", done, of))
-
-    def corpus(self) -> Corpus:
-        return prepare.load(self.cache, self.recipe.corpora)
-
-    def face(self) -> face_box.FaceBox:
-        """The face net, trained on the training speakers' frames."""
-        seed_everything(self.recipe.seed)
-        net, path = face_box.build("face_box"), self.out / "face.safetensors"
-        if not path.exists():
-            shown = [
-                s
-                for c in self.recipe.corpora
-                for n, s in prepare.faces(self.cache, c).items()
-                if n in self.recipe.train
-            ]
-            steps = self.recipe.face_steps
-            faces.train(net, shown, steps, self.recipe.seed, lambda step, _: self.say("face net", step + 1, steps))
-            save_file(net.state_dict(), path)
-        net.load_state_dict(load_file(path))
-        return net.eval()
-
-    def net(self) -> TalkNet:
-        """Both encoders and the head they were trained with."""
-        seed_everything(self.recipe.seed)
-        net, path = new_net(), self.out / "net.safetensors"
-        if not path.exists():
-            corpus = self.corpus()
-            steps = self.recipe.encoders.steps
-            with (self.out / "encoders.jsonl").open("w") as log:
-
-                def step_done(step: int, losses: dict[str, float], averaged: TalkNet) -> None:
-                    log.write(json.dumps({"step": step, **losses}) + "\n")
-                    self.say("encoders", step + 1, steps)
-
-                recipe, grid = self.recipe.encoders, Grid(clips=self.recipe.window)
-                net = train(net, corpus.of(self.recipe.train), corpus.noise("train"), recipe, grid, step_done)
-            save_file(net.state_dict(), path)
-        net.load_state_dict(load_file(path))
-        return net.eval().requires_grad_(False)
-
-    def windows(self) -> tuple[FeatureSet, FeatureSet, FeatureSet]:
-        """Training, validation and test windows with the training windows' standardisation."""
-        recipe, out = self.recipe, {}
-        paths = {split: self.out / f"{split}.features.safetensors" for split in ("train", "validation", "test")}
-        if not all(path.exists() for path in paths.values()):
-            net, face, corpus = self.net(), self.face(), self.corpus()
-            train_set = training_windows(
-                net, corpus.of(recipe.train), recipe.windows, recipe.seed, recipe.grid, corpus.noise("train"),
-                recipe.window, lambda done, of: self.say("training windows", done, of),
-            )  # fmt: skip
-            train_set.fitted().save(paths["train"])
-            for split, speakers, noise in (("validation", recipe.validation, "val"), ("test", recipe.test, "test")):
-                self.say(f"{split} windows", 0, 1)
-                judge_set(net, face, corpus, self.data, recipe, speakers, noise, split).save(paths[split])
-        for split, path in paths.items():
-            out[split] = FeatureSet.load(path)
-        return out["train"], *(fill.standardised_like(out[s], out["train"]) for s in ("validation", "test"))
-
-    def fill(self) -> Trained:
-        folder = self.out / "fill"
-        if not (folder / "done").exists():
-            train_set, validation, _ = self.windows()
-            models = fill.train(
-                self.recipe.fill,
-                train_set,
-                validation,
-                folder,
-                self.recipe.lookahead,
-                lambda what: self.say(what, 0, 1),
-            )
-            save_file(models.tuned_imputer.state_dict(), folder / "tuned_imputer.safetensors")
-            (folder / "done").touch()
-        imputer, tuned_imputer = load_imputer(folder / "imputer"), load_imputer(folder / "imputer")
-        tuned_imputer.load_state_dict(load_file(folder / "tuned_imputer.safetensors"))
-        heads = {name: load_head(folder / name) for name in ("plain", "drops", "tuned")}
-        return Trained(imputer, tuned_imputer.eval(), **heads)
-
-    def judge(self, draws: int = 10) -> tuple[dict[str, Any], Results]:
-        """Scores without loss by speaker, and the table under loss."""
-        train_set, validation, test = self.windows()
-        models = self.fill()
-        calibration = fill.calibrate(models, validation, self.recipe.lookahead, 0)
-        found = {name: self._clean(head, calibration[name], test) for name, head in self._heads(models)}
-        self.say("table", 0, 1)
-        return found, fill.table(models, calibration, test, self.recipe.lookahead, 0, draws)
-
-    def _heads(self, models: Trained) -> list[tuple[str, torch.nn.Module]]:
-        return [("plain", models.plain), ("drops", models.drops), ("tuned", models.tuned)]
-
-    def _clean(self, head: torch.nn.Module, calibration: Calibration, data: FeatureSet) -> dict[str, Any]:
-        logits = fill.logits_of(head, data, self.recipe.window).log_softmax(-1)
-        probabilities, _ = calibration(logits, 1.0)
-        return scores(probabilities.log().numpy(), data)
+def recipe_for(*, research: bool = False, encoder_steps: int | None = None, seed: int = 0) -> Recipe:
+    """The bundle that ships, or the research bundle trained on Java-SED too (its first fold)."""
+    recipe = Recipe(seed=seed, encoders=EncoderRecipe(seed=seed), fill=FillRecipe(seed=seed))
+    if encoder_steps is not None:
+        recipe = replace(recipe, encoders=replace(recipe.encoders, steps=encoder_steps))
+    return folded(recipe, JAVA_PAIRS[0]) if research else recipe
 
 
-def scores(logits: np.ndarray, data: FeatureSet) -> dict[str, Any]:
-    """``score`` over all windows, by corpus and by speaker."""
-    condition, speaker = judge.conditions_of(data), np.array(data.speaker)
-    corpus = np.array([s.split("/")[0] for s in data.speaker])
-    out = {"all": score(logits, condition)}
-    for group in (corpus, speaker):
-        out |= {str(g): score(logits[group == g], condition[group == g]) for g in np.unique(group)}
-    return out
+def folded(recipe: Recipe, test: tuple[str, ...]) -> Recipe:
+    """The recipe with other test speakers: nothing of theirs is trained or fitted on.
 
-
-def new_net() -> TalkNet:
-    """Untrained encoders and head."""
-    video: Any = registry.build("r2plus1d_talk")
-    audio: Any = registry.build("conv2d_talk")
-    config = GRUHeadConfig(classes=len(LABELS), dim=video.dim, hidden=64, project=16, agreement=video.config.steps)
-    return TalkNet(video, audio, GRUHead(config))
-
-
-def judge_set(
-    net: TalkNet,
-    face: face_box.FaceBox,
-    corpus: Corpus,
-    data: Path,
-    recipe: Recipe,
-    speakers: tuple[str, ...],
-    noise: str,
-    split: str,
-) -> FeatureSet:
-    """Windows of speakers that nothing was trained on, seen through the shipped face net."""
-    whole = judge.whole_pictures(data, corpus, speakers)
-    return judge.test_windows(
-        net, face, whole, list(speakers), recipe.each, recipe.seed + 1, recipe.grid, corpus.noise(noise), split
-    )
+    Validation speakers are s4 and s31, or the next two free ones; with Java-SED the next pair of actors as well.
+    Raises UsageError for a speaker that does not exist.
+    """
+    java = [speaker for pair in JAVA_PAIRS for speaker in pair]
+    if unknown := set(test) - {*GRID_SPEAKERS, *java}:
+        raise UsageError(f"speaker {min(unknown)!r} is unknown; use {', '.join((*GRID_SPEAKERS, *java))}")
+    order = ("grid/s4", "grid/s31", "grid/s33", "grid/s32", *GRID_SPEAKERS)
+    validation = [s for s in dict.fromkeys(order) if s not in test][:2]
+    research = any(speaker in java for speaker in test)
+    speakers = list(GRID_SPEAKERS)
+    if research:
+        speakers += java
+        held = [i for i, pair in enumerate(JAVA_PAIRS) if set(pair) & set(test)]
+        validation += JAVA_PAIRS[(held[-1] + 1) % len(JAVA_PAIRS)]
+        validation = [s for s in validation if s not in test]
+    train = tuple(s for s in speakers if s not in test and s not in validation)
+    corpora = ("grid", "java_sed") if research else ("grid",)
+    return replace(recipe, corpora=corpora, train=train, validation=tuple(validation), test=test)

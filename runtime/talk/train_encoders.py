@@ -28,7 +28,7 @@ from runtime.talk.windows import Grid, mix, noise, speaker_odds, still, talk
 class EncoderRecipe:
     """How long and how hard."""
 
-    steps: int = 2400
+    steps: int = 700
     warm_steps: int = 200  # pretext alone
     talking: int = 16  # windows of true pairs in a batch
     quiet: int = 6  # windows of still faces, and as many without speech

@@ -1,0 +1,137 @@
+"""The bundle of a finished run: weights, manifest, card."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from encoders.settings import to_dict
+from encoders.video.face_box import FaceBox
+from imputation.calibrate import Calibration
+from imputation.features import FeatureSet
+from imputation.results import Results
+from runtime.bundle import Bundle
+from runtime.manifest import Manifest, make_manifest
+from runtime.talk.fill import Trained
+from runtime.talk.recipe import Recipe
+from runtime.talk.train_encoders import TalkNet
+from runtime.talk.windows import LABELS
+
+DESCRIPTION = (
+    "Who speaks: nobody, the person on screen, or someone off screen. Audible speech decides first, then whether the "
+    "visible mouth makes it. Two voices at once are not covered."
+)
+ATTRIBUTION = (
+    "Trained on the GRID audio-visual speech corpus (Cooke, Barker, Cunningham, Shao, 2006; Zenodo 3625687; CC BY 4.0) "
+    "and ESC-10 (Piczak, 2015; CC BY 3.0). "
+    "The face net was distilled from BlazeFace (Bazarevsky et al., 2019; Apache-2.0)."
+)
+RESEARCH = " Also trained on Java-SED (Arifin et al., 2022), for research only: do not redistribute."
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that was trained."""
+
+    recipe: Recipe
+    net: TalkNet
+    face: FaceBox
+    fill: Trained
+    train_set: FeatureSet
+    calibrations: Mapping[str, Mapping[str, Calibration]]  # status -> head
+
+
+def assemble(parts: Parts, clean: Mapping[str, Any], results: Results, folder: Path) -> Bundle:
+    """Write the bundle, its card beside it."""
+    manifest = manifest_of(parts, clean, results)
+    return Bundle.write(folder, manifest, tensors_of(parts), {"CARD.md": card(manifest)})
+
+
+def tensors_of(parts: Parts) -> dict[str, dict[str, Tensor]]:
+    """The weights of each file that the manifest names."""
+    models: dict[str, nn.Module] = {
+        "video": parts.net.video, "audio": parts.net.audio, "face": parts.face, "imputer": parts.fill.tuned_imputer,
+        "head_tuned": parts.fill.tuned, "head_plain": parts.fill.plain,
+    }  # fmt: skip
+    assert parts.train_set.standardiser is not None
+    models["standardise"] = parts.train_set.standardiser
+    return {f"{name}.safetensors": dict(model.state_dict()) for name, model in models.items()}
+
+
+def manifest_of(parts: Parts, clean: Mapping[str, Any], results: Results) -> Manifest:
+    recipe = parts.recipe
+    imputer: Any = parts.fill.tuned_imputer
+    overrides = {"dim": imputer.config.dim, "length": imputer.config.length, **recipe.fill.imputer_overrides}
+    research = "java_sed" in recipe.corpora
+    heads = {name: getattr(parts.fill, name) for name in ("tuned", "plain")}
+    values = {
+        "format_version": 1,
+        "name": "talk_research" if research else "talk",
+        "description": DESCRIPTION,
+        "labels": LABELS,
+        "clip_seconds": Fraction(2, 5),
+        "window": recipe.window,
+        "lookahead": recipe.lookahead,
+        "min_clips": recipe.min_clips,
+        "encoders": {
+            "video": {"preset": "r2plus1d_talk", "weights": "video.safetensors"},
+            "audio": {"preset": "conv2d_talk", "weights": "audio.safetensors"},
+        },
+        "face": {"preset": "face_box", "weights": "face.safetensors"},
+        "standardise": "standardise.safetensors",
+        "imputer": {"preset": recipe.fill.imputer, "overrides": overrides, "weights": "imputer.safetensors"},
+        "ladder": ["curri_mae", "zero"],
+        "heads": {
+            name: {"kind": "gru", "config": to_dict(head.config), "weights": f"head_{name}.safetensors"}
+            for name, head in heads.items()
+        },
+        "calibration": {status: by["tuned"].as_dict() for status, by in parts.calibrations.items()},
+        "training": {"command": "legato train talk" + " --research" * research, "recipe": asdict(recipe)},
+        "metrics": metrics_of(clean, results),
+        "licence": "LicenseRef-research-only" if research else "Apache-2.0",
+        "attribution": ATTRIBUTION + RESEARCH * research,
+    }
+    return make_manifest(values, "talk")
+
+
+def metrics_of(clean: Mapping[str, Any], results: Results) -> dict[str, Any]:
+    """What the card shows: the default head on unseen speakers, and its score by loss."""
+    lossy = {c: round(results.score("tuned, curri-MAE", c).recall, 4) for c in results.conditions()}
+    whole = {group: {k: round(v, 4) for k, v in found.items()} for group, found in clean["tuned"].items()}
+    return {"test": whole, "score_by_loss": lossy, "speakers": results.settings["speakers"]}
+
+
+def card(manifest: Manifest) -> str:
+    """The bundle's page for people."""
+    recipe, metrics = manifest.training["recipe"], manifest.metrics
+    scores = metrics["test"]["all"]
+    rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in scores.items())
+    lossy = "\n".join(f"| {name} | {value:.3f} |" for name, value in metrics["score_by_loss"].items())
+    return f"""# {manifest.name}
+
+{manifest.description}
+
+Labels: {", ".join(manifest.labels)}. A window is {manifest.window} clips of {float(manifest.clip_seconds):g} s.
+
+Trained on {", ".join(recipe["train"])}; offsets and temperatures fitted on {", ".join(recipe["validation"])};
+tested on {", ".join(recipe["test"])}, who were never seen in training. Made by `{manifest.training["command"]}`.
+
+| unseen speakers, nothing lost | |
+|---|---|
+{rows}
+
+Score is the mean of the three class recalls. With clips lost (`clips-N`: N % of the clips of each modality by itself),
+or the packets of a real link:
+
+| loss | score |
+|---|---|
+{lossy}
+
+It has heard English sentences, read in a quiet room, and looked at frontal faces. It does not know music, crowds,
+overlapping voices, profiles or masks. A face it cannot find is reported as `no_face`, not guessed.
+
+{manifest.attribution}
+"""
