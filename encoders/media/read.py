@@ -97,7 +97,9 @@ def read_clip(
     """One span of a file, ``start`` counted in seconds from the file's beginning.
 
     Laid out by ``encoders.clips`` exactly as in serving: the frames on screen at ``start + (i + 0.5) * seconds / T``,
-    sound at the spec's rate with silence where the file has none. Raises SourceError where the span holds nothing.
+    sound at the spec's rate with silence where the file has none. Equal to the same span of ``read_all``, but for sound
+    in containers that round times (Matroska: to 1 ms), which a span from the middle takes as they stand.
+    Raises SourceError where the span holds nothing.
     """
     spec = replace(spec, seconds=Fraction(seconds).limit_denominator(1_000_000))
     with MediaFile(path, tracks=_tracks(spec, tracks)) as file:

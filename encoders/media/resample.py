@@ -13,9 +13,9 @@ from functools import lru_cache
 from math import ceil, gcd
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 BLOCK = 16  # outputs made together
+_TOGETHER = 32  # blocks in one call
 _CROSSINGS = 16
 _PASS = 0.94
 _BETA = 9.0  # Kaiser window: about -90 dB beside the pass band
@@ -28,8 +28,9 @@ class Resampler:
         common = gcd(rate_in, rate_out)
         self.up, self.down = rate_out // common, rate_in // common
         self.same = rate_in == rate_out
-        self._bank, self._left = _filters(self.up, self.down)
+        self._bank, self._period, self._left = _filters(self.up, self.down)
         self._width = self._bank.shape[2]
+        self._taps = np.arange(self._width)
         self.start(0)
 
     def start(self, index: int) -> None:
@@ -65,19 +66,23 @@ class Resampler:
         """Every block whose inputs all lie before input sample ``end``."""
         begin = end - len(self._buffer)  # number of the buffer's first sample
         # the last block b with base(b) - left + width <= end
-        count = ((end + self._left - self._width + 1) * self.up - 1) // (BLOCK * self.down) - self._block + 1
-        first = self._next_output
+        last = ((end + self._left - self._width + 1) * self.up - 1) // (BLOCK * self.down)
+        first, count = self._next_output, last - self._block + 1
         if count <= 0:
             return first, np.zeros(0, np.float32)
-        blocks = range(self._block, self._block + count)
-        rows = np.array([self._base(b) - self._left - begin for b in blocks])
-        phases = np.arange(self._block, self._block + count) % len(self._bank)
-        inputs = sliding_window_view(self._buffer, self._width)[rows]  # (n, K)
-        outputs = np.matmul(self._bank[phases], inputs[:, :, None]).reshape(-1)  # (n * 16,)
+        parts = []
+        for block in range(self._block, last + 1, _TOGETHER):
+            numbers = np.arange(block, min(block + _TOGETHER, last + 1))
+            rows = numbers * (BLOCK * self.down) // self.up - (self._left + begin)
+            inputs = self._buffer[rows[:, None] + self._taps]  # (n, K)
+            phase = block % self._period
+            bank = self._bank[phase : phase + len(numbers)]  # (n, 16, K), a view
+            parts.append(np.matmul(bank, inputs[:, :, None]).reshape(-1))  # (n * 16,)
         skipped = first - self._block * BLOCK
-        self._block += count
+        self._block = last + 1
         self._next_output = self._block * BLOCK
         self._buffer = self._buffer[max(0, self._base(self._block) - self._left - begin) :]
+        outputs = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return first, outputs[skipped:]
 
     def _base(self, block: int) -> int:
@@ -90,18 +95,23 @@ class Resampler:
 
 
 @lru_cache(maxsize=16)
-def _filters(up: int, down: int) -> tuple[np.ndarray, int]:
-    """The matrices (P, 16, K) of the blocks that differ, and how many inputs they reach before a block's base."""
+def _filters(up: int, down: int) -> tuple[np.ndarray, int, int]:
+    """Matrices (P + 31, 16, K) of the blocks in their cyclic order, the period P, and the inputs before a base."""
     cutoff = min(1.0, up / down) * _PASS  # of the input's Nyquist frequency
     half = ceil(_CROSSINGS / cutoff)
     width = (BLOCK - 1) * down // up + 2 * half + 2
     period = up // gcd(BLOCK, up)
-    if period > 4096:  # rates without a common divisor: never from real devices
-        raise ValueError(f"sample rates with the ratio {up}/{down} are not supported")
     block, row = np.arange(period)[:, None, None], np.arange(BLOCK)[None, :, None]
     base = block * BLOCK * down // up
     position = (block * BLOCK + row) * down / up - base  # of each output, in inputs after the base
     distance = position - (np.arange(width)[None, None, :] - half)
-    inside = np.clip(1 - (distance / half) ** 2, 0, None)
-    taps = np.sinc(distance * cutoff) * np.i0(_BETA * np.sqrt(inside)) * (np.abs(distance) <= half)
-    return (taps / taps.sum(-1, keepdims=True)).astype(np.float32), half
+    taps = np.sinc(distance * cutoff) * _window(np.abs(distance) / half)
+    bank = (taps / taps.sum(-1, keepdims=True)).astype(np.float32)
+    return np.concatenate([bank] * (1 + -(-(_TOGETHER - 1) // period)))[: period + _TOGETHER - 1], period, half
+
+
+def _window(distance: np.ndarray) -> np.ndarray:
+    """A Kaiser window, 1 at 0 and 0 beyond 1, from a table: numpy's Bessel function is slow."""
+    table = np.linspace(0, 1, 4097)
+    values = np.i0(_BETA * np.sqrt(1 - table**2)) / np.i0(_BETA)
+    return np.interp(distance, table, values, right=0.0)

@@ -118,5 +118,7 @@ def _sounds(track: AudioTrack, stream: Any) -> list[Any]:
 
 
 def _pixel_format(context: Any) -> str:
+    if context.codec.name == "mjpeg":
+        return "yuvj420p"  # JPEG is full range; the encoder refuses anything else
     offered = [f.name for f in context.codec.video_formats or []]
     return "yuv420p" if not offered or "yuv420p" in offered else offered[0]

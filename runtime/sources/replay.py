@@ -26,7 +26,7 @@ MEDIA_SUFFIXES = frozenset(
     )
     for suffix in line.split()
 )
-_AHEAD = Fraction(3)  # seconds by which one modality is read ahead while the other shows nothing
+_AHEAD = 3.0  # seconds by which one modality is read ahead while the other shows nothing
 _AHEAD_PACKETS = 4000
 
 Tracks = Mapping[str, int | None]
@@ -196,28 +196,33 @@ def in_order_of_time(packets: Iterable[Packet], modalities: Iterable[str]) -> It
     another runs 3 s ahead is not waited for.
     """
     waiting: dict[str, deque[tuple[float, Packet]]] = {m: deque() for m in modalities}
+    queues = list(waiting.values())
     newest = float("-inf")
     for packet in packets:
         ticks = packet.capture_time if packet.decode_time is None else packet.decode_time
-        sent = float(ticks * packet.time_base)
+        sent = ticks * packet.time_base.numerator / packet.time_base.denominator
         waiting[packet.modality].append((sent, packet))
         newest = max(newest, sent)
-        while _ready(waiting, newest):
-            yield _earliest(waiting)
-    while any(waiting.values()):
-        yield _earliest(waiting)
+        while _ready(queues, newest):
+            yield _earliest(queues)
+    while any(queues):
+        yield _earliest(queues)
 
 
-def _ready(waiting: dict[str, deque[tuple[float, Packet]]], newest: float) -> bool:
-    if all(waiting.values()):
+def _ready(queues: list[deque[tuple[float, Packet]]], newest: float) -> bool:
+    """Whether nothing earlier than the earliest waiting packet is to be expected."""
+    if all(queues):
         return True
-    heads = [(q[0][0], len(q)) for q in waiting.values() if q]
-    return bool(heads) and (newest - min(heads)[0] > _AHEAD or max(n for _, n in heads) > _AHEAD_PACKETS)
+    going = [q for q in queues if q]
+    return any(newest - q[0][0] > _AHEAD or len(q) > _AHEAD_PACKETS for q in going)
 
 
-def _earliest(waiting: dict[str, deque[tuple[float, Packet]]]) -> Packet:
-    queue = min((q for q in waiting.values() if q), key=lambda q: q[0][0])
-    return queue.popleft()[1]
+def _earliest(queues: list[deque[tuple[float, Packet]]]) -> Packet:
+    return min((q for q in queues if q), key=_head).popleft()[1]
+
+
+def _head(queue: deque[tuple[float, Packet]]) -> float:
+    return queue[0][0]
 
 
 def _open(path: Path, tracks: Tracks | None, name: str | None) -> Source:
