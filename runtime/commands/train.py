@@ -4,7 +4,6 @@ Under ``torchrun -m runtime train ...`` the batch is shared by all processes.
 """
 
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -109,5 +108,5 @@ class _Bar:
 
 
 # What else can be trained is told by the modules that train it.
-if find_spec("runtime.commands.fill"):
-    import_module("runtime.commands.fill")
+for name in ("fill", "talk"):
+    import_module(f"runtime.commands.{name}")
