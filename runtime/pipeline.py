@@ -99,7 +99,7 @@ class Pipeline:
         """Predictions as they fall due, while the source still plays.
 
         ``trace`` is shown every encoded clip; a ``stream`` from ``open`` shows its ledger and events afterwards.
-        Raises SourceError when the source ends before there was anything to predict.
+        Raises SourceError when the source ends and there was nothing to predict from.
         """
         stream = stream or self.open(source.info)
         with closing(self.clips(source, stream, speed)) as clips:
@@ -108,8 +108,8 @@ class Pipeline:
                 yield from self.engine.run(trace)
         self.engine.end(stream)
         yield from self.engine.run(trace)
-        if not stream.windows.predicted:
-            raise SourceError(_too_short(source.info, stream, self.config))
+        if not stream.observed or not stream.windows.predicted:
+            raise SourceError(_nothing_to_say(source.info, stream, self.config))
 
     def features(self, source: "Source", stream: Stream | None = None) -> Iterator[Encoded]:
         """Encoded clips only: what ``run`` would show its ``trace``, without filling or classifying."""
@@ -220,12 +220,18 @@ def choose_fill(models: Any, name: str) -> Any:
     raise UsageError(f"fill {name!r} is unknown to this bundle; use one of {known}")
 
 
-def _too_short(info: StreamInfo, stream: Stream, config: RuntimeConfig) -> str:
-    need, clip = config.window.min_clips, float(config.clip.seconds)
-    if not info.codecs:
-        return f"{info.name} has neither a video nor an audio track that can be decoded"
-    made = stream.windows.total
+def _nothing_to_say(info: StreamInfo, stream: Stream, config: RuntimeConfig) -> str:
+    """Why a source that could be opened gave no answer."""
+    need, clip, made = config.window.min_clips, float(config.clip.seconds), stream.windows.total
+    if made and not stream.observed:
+        counts = stream.receiver.ledger.as_dict()
+        packets = ", ".join(f"{c['received']} of {m}" for m, c in sorted(counts.items())) or "none"
+        return (
+            f"{info.name}: nothing of its {made} clips could be seen or heard (packets that came: {packets}); "
+            "it is damaged, encrypted, or lost too much"
+        )
+    length = f"{made} clip{'' if made == 1 else 's'}" if made else "less than one clip"
     return (
-        f"{info.name} gave {made} clip{'' if made == 1 else 's'} of {clip:g} s, and a prediction needs {need} "
-        f"({need * clip:g} s); use a longer recording or --set window.min_clips=1"
+        f"{info.name} gave {length} of {clip:g} s, and a prediction needs {need} ({need * clip:g} s); "
+        "use a longer recording"
     )

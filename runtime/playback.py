@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from runtime.pipeline import Pipeline
     from runtime.sources.base import Source
 
+CARD = {"description", "training", "metrics", "licence", "attribution"}  # of the manifest, for the report
 COMPARED = ("lerp", "zero")  # the arms a report shows beside the bundle's own filling
 
 
@@ -67,6 +68,7 @@ def begin(pipeline: "Pipeline", source: "Source", *, loss: str = "", seed: int =
         truth=read_truth(source.info),
         arms={BUNDLED: []},
         attribution=source.info.labels.get("attribution", ""),
+        card=manifest.model_dump(mode="json", include=CARD),
     )
 
 

@@ -153,9 +153,11 @@ class Stream:
     receiver: Any = None  # runtime.receive.Receiver; None where clips come from elsewhere
     face: Any = None  # runtime.face.FaceState
     latest: dict[int, Encoded] = field(default_factory=dict)
+    observed: int = 0  # clips of which anything was
 
     def remember(self, encoded: Encoded) -> None:
         """Keep what a repaired version of this clip would reuse."""
+        self.observed += bool(encoded.presence.any())
         self.latest[encoded.clip] = encoded
         for clip in [c for c in self.latest if c < encoded.clip - self.windows.settings.lookahead]:
             del self.latest[clip]

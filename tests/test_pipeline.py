@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,21 @@ def test_a_reader_that_leaves_early_ends_the_decoding_thread():
     assert next(read) == 0
     read.close()
     assert len(made) <= 6
+
+
+def test_a_source_of_which_nothing_could_be_seen_is_no_silent_success(pipeline, media):
+    class Garbage:
+        """The packets of a file, their payloads overwritten: what an encrypted file looks like."""
+
+        def __init__(self) -> None:
+            self.info = open_source(media).info
+
+        def packets(self) -> Iterator[Packet]:
+            for item in open_source(media).packets():
+                if item.modality == "video":
+                    yield replace(item, payload=b"\x13" * len(item.payload))
+
+    said = []
+    with pytest.raises(SourceError, match=r"nothing of its 8 clips could be seen or heard .*100 of video"):
+        said += pipeline.run(Garbage())
+    assert all(p.abstained and p.label is None for p in said)
