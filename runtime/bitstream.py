@@ -1,20 +1,19 @@
-"""What coded pictures say about who depends on whom: headers of H.264, H.265, VP8, MPEG-1/2/4 (pure byte parsing).
+"""What coded pictures say about who depends on whom: headers of H.265, VP8 and MPEG-1/2/4, and the way to all parsers.
 
 ``picture_parser(config)`` gives a function from a packet's payload to its pictures, in decode order. Only headers are
-read, never picture data; a header that cannot be read gives an empty tuple, never an exception. VP9 and AV1, whose
-headers name reference slots, are in ``runtime/slots.py``.
+read, never picture data; a header that cannot be read gives an empty tuple, never an exception. H.264 is in
+``runtime/h264.py``; VP9 and AV1, whose headers name reference slots, in ``runtime/slots.py``.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
+from runtime.h264 import H264Headers
+from runtime.nal import RECOVERY_POINT, nal_units, sei_messages, unescape
 from runtime.packet import CodecConfig
 from runtime.picture import Bits, Picture
 from runtime.slots import Av1Headers, parse_vp9
 
 __all__ = ["picture_parser"]
-
-HEADER_BYTES = 96  # of a NAL unit that is unescaped; slice headers up to pic_order_cnt_lsb take far less
 
 
 Parser = Callable[[bytes], tuple[Picture, ...]]
@@ -45,205 +44,6 @@ def picture_parser(config: CodecConfig) -> Parser | None:
             return ()
 
     return guarded
-
-
-# ---------------------------------------------------------------------------------------------------------- NAL units
-
-
-def nal_units(payload: bytes, length_size: int) -> Iterator[bytes]:
-    """NAL units of an access unit: Annex B start codes for ``length_size`` 0, else lengths of so many bytes."""
-    if length_size and (_lengths_add_up(payload, length_size) or not payload.startswith((b"\0\0\0\1", b"\0\0\1"))):
-        yield from _length_prefixed(payload, length_size)
-        return
-    start = payload.find(b"\0\0\1")
-    while start >= 0:
-        end = payload.find(b"\0\0\1", start + 3)
-        unit = payload[start + 3 : end if end >= 0 else None]
-        if unit:
-            yield unit
-        start = end
-
-
-def _lengths_add_up(payload: bytes, length_size: int) -> bool:
-    """A length of 256 to 511 bytes looks like a start code; only the sum tells them apart."""
-    at = 0
-    while at + length_size < len(payload):
-        at += length_size + int.from_bytes(payload[at : at + length_size], "big")
-    return at == len(payload)
-
-
-def _length_prefixed(payload: bytes, length_size: int) -> Iterator[bytes]:
-    at = 0
-    while at + length_size < len(payload):
-        size = int.from_bytes(payload[at : at + length_size], "big")
-        at += length_size
-        if size:
-            yield payload[at : at + size]
-        at += size
-
-
-def unescape(unit: bytes) -> bytes:
-    """The first bytes of a NAL unit without emulation prevention (H.264, section 7.4.1)."""
-    return unit[:HEADER_BYTES].replace(b"\0\0\3", b"\0\0")
-
-
-def sei_messages(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """(payload type, payload) of each message of an SEI NAL unit, header already removed."""
-    at = 0
-    while at + 2 <= len(body) and body[at:] != b"\x80":
-        numbers = []
-        for _ in range(2):
-            value = 0
-            while body[at] == 0xFF:
-                value, at = value + 255, at + 1
-            numbers.append(value + body[at])
-            at += 1
-        kind, size = numbers
-        yield kind, body[at : at + size]
-        at += size
-
-
-# -------------------------------------------------------------------------------------------------------------- H.264
-
-
-@dataclass(frozen=True, slots=True)
-class _H264Sequence:
-    frame_num_bits: int
-    order_bits: int  # 0 unless pic_order_cnt_type is 0
-    references: int
-    gaps_allowed: bool
-    frames_only: bool
-    separate_planes: bool
-
-
-HIGH_PROFILES = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135}
-RECOVERY_POINT = 6  # SEI payload type
-
-
-class H264Headers:
-    """Parameter sets seen so far, and the pictures of access units (ITU-T H.264, sections 7.3.2 and 7.3.3)."""
-
-    def __init__(self, extradata: bytes) -> None:
-        self._sequences: dict[int, _H264Sequence] = {}
-        self._sequence_of: dict[int, int] = {}  # picture parameter set -> sequence parameter set
-        self._length_size = 0
-        if extradata[:1] == b"\1" and len(extradata) >= 7:
-            self._length_size = (extradata[4] & 3) + 1
-            units = _avcc_units(extradata)
-        else:
-            units = nal_units(extradata, 0)
-        for unit in units:
-            self._learn(unit)
-
-    def parse(self, payload: bytes) -> tuple[Picture, ...]:
-        recovery: int | None = None
-        for unit in nal_units(payload, self._length_size):
-            kind = unit[0] & 31
-            if kind in (1, 2, 5):  # slice, partition A, IDR slice: the first one speaks for the picture
-                return (self._slice(unit, recovery),)
-            if kind == 6:
-                for message, body in sei_messages(unescape(unit[1:])):
-                    recovery = Bits(body).ue() if message == RECOVERY_POINT else recovery
-            else:
-                self._learn(unit)
-        return ()
-
-    def _learn(self, unit: bytes) -> None:
-        kind = unit[0] & 31
-        if kind == 8:
-            bits = Bits(unescape(unit[1:]))
-            self._sequence_of[bits.ue()] = bits.ue()
-        elif kind in (7, 15):
-            number, sequence = _h264_sequence(Bits(unescape_whole(unit[1:])))
-            self._sequences[number] = sequence
-
-    def _slice(self, unit: bytes, recovery: int | None) -> Picture:
-        idr = unit[0] & 31 == 5
-        bits = Bits(unescape(unit[1:]))
-        bits.ue()  # first_mb_in_slice
-        slice_type = bits.ue()
-        kind = "PBIPI"[slice_type % 5]  # SP counts as P, SI as I
-        disposable = unit[0] >> 5 & 3 == 0
-        sequence = self._sequences.get(self._sequence_of.get(bits.ue(), -1))
-        if sequence is None:
-            return Picture(kind=kind, reset=idr, recovery=recovery, disposable=disposable)
-        if sequence.separate_planes:
-            bits.u(2)
-        frame_num = bits.u(sequence.frame_num_bits)
-        field = not sequence.frames_only and bits.flag()
-        if field:
-            bits.u(1)  # bottom_field_flag
-        if idr:
-            bits.ue()  # idr_pic_id
-        return Picture(
-            kind=kind,
-            reset=idr,
-            recovery=recovery,
-            disposable=disposable,
-            field=field,
-            independent=slice_type in (7, 9),  # 5 to 9: all slices of the picture are of this type
-            frame_num=frame_num,
-            max_frame_num=1 << sequence.frame_num_bits,
-            gaps_allowed=sequence.gaps_allowed,
-            order=bits.u(sequence.order_bits) if sequence.order_bits else None,
-            order_size=1 << sequence.order_bits,
-            single_reference=sequence.references <= 1,
-        )
-
-
-def unescape_whole(unit: bytes) -> bytes:
-    """A parameter set without emulation prevention; scaling lists make it longer than a slice header."""
-    return unit[:4096].replace(b"\0\0\3", b"\0\0")
-
-
-def _avcc_units(extradata: bytes) -> Iterator[bytes]:
-    """Parameter sets of an AVCDecoderConfigurationRecord (ISO/IEC 14496-15, section 5.3.3)."""
-    at = 5
-    for mask in (31, 255):
-        if at >= len(extradata):
-            return
-        count = extradata[at] & mask
-        at += 1
-        for _ in range(count):
-            size = int.from_bytes(extradata[at : at + 2], "big")
-            if extradata[at + 2 : at + 2 + size]:
-                yield extradata[at + 2 : at + 2 + size]
-            at += 2 + size
-
-
-def _h264_sequence(bits: Bits) -> tuple[int, _H264Sequence]:
-    profile = bits.u(8)
-    bits.u(16)  # constraints, level
-    number = bits.ue()
-    separate = False
-    if profile in HIGH_PROFILES:
-        chroma = bits.ue()
-        separate = chroma == 3 and bits.flag()
-        bits.ue(), bits.ue(), bits.u(1)  # bit depths, lossless bypass
-        if bits.flag():
-            _skip_scaling_lists(bits, 8 if chroma != 3 else 12)
-    frame_num_bits = bits.ue() + 4
-    order_type = bits.ue()
-    order_bits = bits.ue() + 4 if order_type == 0 else 0
-    if order_type == 1:
-        bits.u(1), bits.se(), bits.se()
-        for _ in range(bits.ue()):
-            bits.se()
-    references, gaps = bits.ue(), bits.flag()
-    bits.ue(), bits.ue()  # size in macroblocks
-    sequence = _H264Sequence(min(frame_num_bits, 16), min(order_bits, 16), references, gaps, bits.flag(), separate)
-    return number, sequence
-
-
-def _skip_scaling_lists(bits: Bits, count: int) -> None:
-    for i in range(count):
-        if not bits.flag():
-            continue
-        last, step = 8, 8
-        for _ in range(16 if i < 6 else 64):
-            if step:
-                step = (last + bits.se()) % 256
-            last = step or last
 
 
 # -------------------------------------------------------------------------------------------------------------- H.265

@@ -11,15 +11,58 @@ from dataclasses import dataclass
 from statistics import median
 
 from runtime.bitstream import picture_parser
+from runtime.h264_references import H264References
 from runtime.packet import CodecConfig, Gap, Packet
 from runtime.picture import Picture
-from runtime.references import Alone, References, references_for
+from runtime.references import Alone, Anchors, Chain, References, Slots
 
 __all__ = ["INTACT", "AudioDamage", "Damage", "StepRule", "VideoDamage"]
 
 EVENTS = 96  # packets whose verdict may still be revised; decoders hold back 16 pictures at most, threads aside
 CORRUPT_SEVERITY = 0.5  # of a picture whose own bytes are wrong, its references being right
 HEALING = 0.97  # what is left of a severity after one more picture: its intra blocks repair the rest
+
+
+INTRA_ONLY = frozenset(
+    {
+        "asv1",
+        "asv2",
+        "bmp",
+        "cfhd",
+        "dnxhd",
+        "dpx",
+        "dvvideo",
+        "exr",
+        "ffvhuff",
+        "huffyuv",
+        "jpeg2000",
+        "jpegls",
+        "ljpeg",
+        "magicyuv",
+        "mjpeg",
+        "mjpegb",
+        "pam",
+        "pgm",
+        "png",
+        "ppm",
+        "prores",
+        "qoi",
+        "r10k",
+        "r210",
+        "rawvideo",
+        "sgi",
+        "targa",
+        "tiff",
+        "utvideo",
+        "v210",
+        "v308",
+        "v408",
+        "v410",
+        "webp",
+        "wrapped_avframe",
+        "yuv4",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +110,17 @@ def _near(step: int, middle: float) -> bool:
     """A whole multiple of the median, within 5 % or the rounding of one tick: a steady rate with holes is steady."""
     times = max(1, round(step / middle))
     return times <= 16 and abs(step - times * middle) <= max(0.05 * middle, 1)
+
+
+def references_for(codec: str) -> References:
+    """The state a decoder of this codec starts with; nothing has come, so nothing is wrong."""
+    if codec in INTRA_ONLY:
+        return Alone()
+    if codec == "h264":
+        return H264References()
+    if codec in {"mpeg1video", "mpeg2video", "mpeg4"}:
+        return Anchors()
+    return Slots() if codec in {"vp9", "av1"} else Chain()
 
 
 @dataclass(slots=True)
@@ -174,7 +228,17 @@ class VideoDamage:
             return pictures or (Picture(kind="I", independent=True),)
         # A header we cannot read: the transport's word, which may only make us more careful than the headers would.
         key = packet.keyframe and self._parse is None
-        return (Picture(kind="I" if key else "P", reset=key, independent=key, disposable=packet.disposable),)
+        return (
+            Picture(
+                kind="I" if key else "P",
+                reset=key,
+                independent=key,
+                disposable=packet.disposable,
+                reads=tuple(range(8)),
+                writes=0xFF,
+                reads_contexts=True,
+            ),
+        )
 
     def _judge(self, event: _Event) -> None:
         """Step the references over one event and set its verdict."""

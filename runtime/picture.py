@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Bits", "Picture"]
+__all__ = ["Bits", "Lists", "Picture"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """The reference picture lists of an H.264 slice, one for P, two for B: sizes, reordering, and what is given up."""
+
+    active: tuple[int, ...]
+    moves: tuple[tuple[int, ...], ...]  # signed steps of PicNum
+    forgets: tuple[int, ...] = ()  # differences of PicNum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +35,8 @@ class Picture:
     gaps_allowed: bool = False  # H.264: the encoder may skip frame numbers
     order: int | None = None  # place in order of presentation: H.264 pic_order_cnt_lsb, MPEG temporal_reference
     order_size: int = 0  # its modulus
-    single_reference: bool = False  # at most one earlier picture is kept for prediction
+    references: int = 16  # H.264: how many pictures are kept for prediction
+    lists: Lists | None = None  # H.264: which of them this one may use; None = not read
     new_group: bool = False  # MPEG-1/2: a group of pictures begins, temporal references restart
     closed: bool = False  # MPEG-1/2: leading B pictures of this group need nothing before it
     reads: tuple[int, ...] = ()  # slots it is predicted from (VP9, AV1)

@@ -3,7 +3,8 @@
 A state is an immutable value: ``step`` takes one and returns the next, so a verdict can be revised by going back to
 the state before it (``runtime.damage`` does, when a decoder reports late that a picture came out wrong).
 
-``Chain``    H.264, H.265, VP8, and codecs we cannot read: any later picture may need any earlier reference picture.
+``Chain``    H.265, VP8, and codecs we cannot read: any later picture may need any earlier reference picture.
+             H.264 refines it in ``runtime.h264_references``.
 ``Anchors``  MPEG-1/2/4: P needs the anchor before it, B the two anchors around it.
 ``Slots``    VP9, AV1: every header names the slots that it reads and writes.
 ``Alone``    intra-only codecs: no picture needs another.
@@ -14,7 +15,7 @@ from typing import Protocol
 
 from runtime.picture import Picture
 
-__all__ = ["Alone", "Anchors", "Chain", "References", "Slots", "references_for"]
+__all__ = ["Alone", "Anchors", "Chain", "References", "Slots"]
 
 
 class References(Protocol):
@@ -87,25 +88,25 @@ class Chain:
         return replace(self, broken=True, refresh_left=None)
 
     def _judge_loss(self, picture: Picture, time: int) -> "Chain":
-        missing = self._missing_references(picture)
+        missing = self.missing_references(picture)
         if missing is None:
             harmless = self.lost == 0
         elif missing:
             harmless = False
         else:
-            harmless = self.lost == 0 or (self.lost < picture.max_frame_num and self._on_time(picture, time))
+            harmless = self.lost == 0 or (self.lost < picture.max_frame_num and self.on_time(picture, time))
         if harmless:
             return replace(self, lost=0) if self.lost else self
         return replace(self, lost=0, broken=True, refresh_left=None)
 
-    def _missing_references(self, picture: Picture) -> int | None:
+    def missing_references(self, picture: Picture) -> int | None:
         """How many reference pictures ``frame_num`` says are missing; None where it cannot tell (H.264, 7.4.3)."""
         if picture.frame_num is None or self.last_reference is None or picture.gaps_allowed:
             return None
         ahead = (picture.frame_num - self.last_reference) % picture.max_frame_num
         return 0 if ahead == 0 else ahead - 1  # 0 ahead: the second field of a pair
 
-    def _on_time(self, picture: Picture, time: int) -> bool:
+    def on_time(self, picture: Picture, time: int) -> bool:
         """False if the order of presentation disagrees with the clock, as after a lost IDR."""
         if picture.order is None or self.clock is None or self.pace is None:
             return picture.order is None
@@ -115,7 +116,7 @@ class Chain:
         return min(off, picture.order_size - off) * 2 <= abs(orders)
 
     def _follow_recovery(self, picture: Picture, time: int) -> "Chain":
-        if picture.recovery == 0 or (picture.independent and picture.single_reference):
+        if picture.recovery == 0 or (picture.independent and picture.references <= 1):
             leading = time if self.broken else None
             return replace(self, broken=False, refresh_left=None, clean_from=leading)
         if not self.broken:
@@ -223,56 +224,3 @@ class Slots:
 
     def spoil(self, picture: Picture) -> "Slots":
         return Slots(self.wrong | picture.writes, self.contexts_wrong or picture.reads_contexts)
-
-
-INTRA_ONLY = frozenset(
-    {
-        "asv1",
-        "asv2",
-        "bmp",
-        "cfhd",
-        "dnxhd",
-        "dpx",
-        "dvvideo",
-        "exr",
-        "ffvhuff",
-        "huffyuv",
-        "jpeg2000",
-        "jpegls",
-        "ljpeg",
-        "magicyuv",
-        "mjpeg",
-        "mjpegb",
-        "pam",
-        "pgm",
-        "png",
-        "ppm",
-        "prores",
-        "qoi",
-        "r10k",
-        "r210",
-        "rawvideo",
-        "sgi",
-        "targa",
-        "tiff",
-        "utvideo",
-        "v210",
-        "v308",
-        "v408",
-        "v410",
-        "webp",
-        "wrapped_avframe",
-        "yuv4",
-    }
-)
-
-
-def references_for(codec: str) -> References:
-    """The state a decoder of this codec starts with; nothing has come, so nothing is wrong."""
-    if codec in INTRA_ONLY:
-        return Alone()
-    if codec in {"mpeg1video", "mpeg2video", "mpeg4"}:
-        return Anchors()
-    if codec in {"vp9", "av1"}:
-        return Slots()
-    return Chain()
