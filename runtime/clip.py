@@ -110,6 +110,7 @@ class ClipAssembler:
             self.tracks["audio"] = AudioTrack(spec.samples, spec.audio, sequenced)
         self.next_cell = first_cell  # the next to close
         self._offset = first_index - first_cell  # from cell to clip index
+        self.mended = False  # a closed clip was repaired since ``repairs`` looked last
         self._begin = first_cell
         self._oldest = first_cell  # cells before this are frozen and gone
         self._cells: dict[int, _Cell] = {}
@@ -178,6 +179,7 @@ class ClipAssembler:
         self._cell(cell).shed.add(modality)
         if cell < self.next_cell:
             self._cell(cell).repaired.add(modality)
+            self.mended = True
         return True
 
     def decoding(self, time: int, seconds: float) -> None:
@@ -187,7 +189,7 @@ class ClipAssembler:
     def complete(self, modality: str) -> bool:
         """Whether everything of the next cell has come, as far as this modality's order tells."""
         track = self.tracks[modality]
-        return track.watermark is not None and track.watermark >= (self.next_cell + 1) * track.length
+        return track.watermark is not None and track.watermark >= track.closed + track.length  # type: ignore[no-any-return]
 
     def latest(self) -> int | None:
         """The end of everything that is known, in flicks; None if nothing is."""
@@ -209,7 +211,10 @@ class ClipAssembler:
 
     def repairs(self, due: int | None = None) -> list[Clip]:
         """Second versions of closed clips: those that are whole again, and of all up to cell ``due``."""
-        out = []
+        out: list[Clip] = []
+        if due is None and not self.mended:
+            return out
+        self.mended = False
         for k in range(self._oldest, self.next_cell):
             cell = self._cells.get(k)
             if cell is None or cell.frozen or cell.clip is None or not cell.repaired:
@@ -268,6 +273,7 @@ class ClipAssembler:
             cell = self._cells.get(k)
             if cell is not None and not cell.frozen:
                 cell.repaired.add(modality)
+                self.mended = True
 
     def _clip(self, k: int, cell: _Cell, version: int, wait_ms: float) -> Clip:
         before = cell.clip

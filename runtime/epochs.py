@@ -11,7 +11,7 @@ All times are flicks; arrivals are seconds on the receiver's clock.
 from dataclasses import dataclass
 from enum import Enum
 
-from encoders.clips import FLICKS, to_flicks
+from encoders.clips import FLICKS
 from runtime.clock import EPOCH_JUMP
 from runtime.packet import Packet
 
@@ -50,20 +50,24 @@ class CaptureClocks:
         self._step: dict[str, int] = {}  # usual flicks from one number to the next
         self._behind: dict[str, float] = {}  # modality still on the old epoch's clock -> since when
 
-    def place(self, packet: Packet, now: float) -> tuple[int, Step]:
-        """The time of a packet on the stream's axis, and what it means. Packets come in order, per modality."""
+    def place(self, packet: Packet, raw: int, duration: int, now: float) -> tuple[int, Step]:
+        """The time of a packet on the stream's axis, and what it means. Packets come in order, per modality.
+
+        ``raw`` is its capture time, ``duration`` how long it lasts, both in flicks.
+        """
         modality = packet.modality
-        raw = to_flicks(packet.capture_time, packet.time_base)
-        duration = to_flicks(packet.duration, packet.time_base) if packet.duration else 0
         last = self._last.get(modality)
-        self._last[modality] = _Last(raw, packet.seq, duration, packet.arrival)
         time, step = raw + self.shift.get(modality, 0), Step.GOES_ON
-        if last is not None:
-            difference = raw - last.time
-            if packet.seq == last.seq + 1 and 0 < difference <= JUMP:
-                self._step[modality] = difference
-            elif (difference > JUMP or difference < -JUMP) and self._unexplained(packet, raw, time, last):
+        if last is None:
+            self._last[modality] = _Last(raw, packet.seq, duration, packet.arrival)
+        else:
+            difference, following = raw - last.time, packet.seq == last.seq + 1
+            jumped = not -JUMP <= difference <= JUMP and self._unexplained(packet, raw, time, last)
+            last.time, last.seq, last.duration, last.arrival = raw, packet.seq, duration, packet.arrival
+            if jumped:
                 return self._jump(modality, raw)
+            if following and 0 < difference <= JUMP:
+                self._step[modality] = difference
         if self._behind and modality in self._behind:
             time, step = self._lagging(modality, raw, time, now)
         if step is not Step.STALE and (self.front is None or time > self.front):

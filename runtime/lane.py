@@ -6,6 +6,7 @@ own: a codec's state runs forwards only.
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 from encoders.clips import FLICKS, AudioSpec, VideoSpec, to_flicks
@@ -17,7 +18,8 @@ REMEMBERED = 512  # packets whose outcome may still change; far more than any de
 NEIGHBOURS = 8  # packets decoded before and after a late one, so that the codec's state is right where it matters
 FRAME_SECONDS = 0.04  # until packets tell
 INTRA_ONLY = frozenset(
-    "mjpeg mjpegb rawvideo png apng bmp tiff webp ffv1 huffyuv ffvhuff utvideo prores dnxhd dvvideo jpeg2000 v210 qoi".split()
+    {"apng", "bmp", "dnxhd", "dvvideo", "ffvhuff", "huffyuv", "jpeg2000", "mjpeg", "mjpegb", "png", "prores", "qoi"}
+    | {"rawvideo", "tiff", "utvideo", "v210", "webp"}
 )
 
 Parts = Callable[[str, CodecConfig, Any, bool], tuple[Any, Any]]
@@ -58,8 +60,12 @@ class Lane:
         self._parts, self._sequenced = parts, sequenced
         self.jitter = JitterBuffer(modality, delay, offset=offset)
         self.damage, self._decoder = parts(modality, config, spec, sequenced)
-        self._steps = _step_rule() if modality == "video" and not sequenced else None
-        self._fates: dict[int, Fate | None] = {}
+        self._follows = modality == "video" and not sequenced  # a container: lost packets leave no number behind
+        self._decoded: int | None = None  # decode time of the packet before, ticks
+        self._step = 0  # usual ticks between two
+        self._base: Fraction | None = None
+        self._scale = 0  # flicks to a tick of that base
+        self._fates: dict[int, Any] = {}  # packet -> its Fate, None if that is settled
         self._recent: dict[int, Packet] = {}
         self._newest: float | None = None  # capture time, seconds
         self._reorder = 0.0  # seconds by which packets come after ones of later capture time (B frames)
@@ -69,6 +75,11 @@ class Lane:
     def slack(self) -> float:
         """Seconds beyond the playout delay that order and decoder may take."""
         return self._reorder + 2 * (self._period or FRAME_SECONDS)
+
+    @property
+    def lead(self) -> float:
+        """Seconds from a capture time on the stream's axis to the earliest it can arrive; infinite if not known."""
+        return self.transit.value - self.shift / FLICKS
 
     @property
     def timed(self) -> bool:
@@ -104,14 +115,28 @@ class Lane:
                 self._judge(piece)
         return pieces
 
-    def hole_before(self, packet: Packet) -> int:
-        """How many packets a container without sequence numbers lacks before this one."""
-        if self._steps is None:
-            return 0
-        missing: int = self._steps.lost_before(
-            packet.capture_time if packet.decode_time is None else packet.decode_time
-        )
-        return missing
+    def hole_before(self, packet: Packet) -> bool:
+        """Whether a container without sequence numbers lacks packets before this one: a step of the decode time.
+
+        The damage tracker has the rule; here it only matters that time is missing.
+        """
+        if not self._follows:
+            return False
+        at = packet.capture_time if packet.decode_time is None else packet.decode_time
+        step = at - self._decoded if self._decoded is not None else 0
+        self._decoded = at
+        if step <= 0:
+            return False
+        usual, self._step = self._step, step if 2 * step < 3 * self._step or not self._step else self._step
+        return 0 < 3 * usual < 2 * step and not getattr(self.damage, "unknown", True)
+
+    def flicks(self, ticks: int, base: Fraction) -> int:
+        """Ticks of a packet's time base in flicks; quick for the base it had before."""
+        if base is not self._base:
+            self._base = base
+            scale = FLICKS * base.numerator
+            self._scale = scale // base.denominator if scale % base.denominator == 0 else 0
+        return ticks * self._scale if self._scale else to_flicks(ticks, base)
 
     def flush(self) -> list[Any]:
         """What is still inside the decoder."""
@@ -133,10 +158,13 @@ class Lane:
 
     def fates_of(self, seqs: Sequence[int]) -> list[Fate] | None:
         """The open fates of these packets; None if none of them belongs to this epoch."""
+        if len(seqs) == 1:
+            fate = self._fates.get(seqs[0], False)
+            return None if fate is False else [fate] if fate is not None else []
         known = [s for s in seqs if s in self._fates]
         if not known and seqs:
             return None
-        return [fate for s in known if (fate := self._fates[s]) is not None]
+        return [self._fates[s] for s in known if self._fates[s] is not None]
 
     def repair(self, packet: Packet) -> list[Any]:
         """Decode a late packet among its neighbours; pieces, some of them again, with damage judged afresh."""
@@ -161,7 +189,7 @@ class Lane:
     def length_of(self, packet: Packet) -> int:
         """How long a packet lasts, in flicks."""
         if packet.duration:
-            return to_flicks(packet.duration, packet.time_base)
+            return self.flicks(packet.duration, packet.time_base)
         return int((self._period or FRAME_SECONDS) * FLICKS)
 
     def forget(self) -> None:
@@ -189,8 +217,3 @@ class Lane:
         verdict = flag(frame.seqs[0], corrupt=frame.corrupt)
         frame.damaged, frame.reason, frame.severity = verdict.damaged, verdict.reason, verdict.severity
 
-
-def _step_rule() -> Any:
-    from runtime.damage import StepRule
-
-    return StepRule()

@@ -20,7 +20,7 @@ from typing import Any
 from encoders.clips import FLICKS, ClipSpec, from_flicks, grid_floor, to_flicks
 from imputation.presence import PresenceRule
 from runtime.clip import Clip, ClipAssembler, Fate
-from runtime.clock import EPOCH_JUMP, DriftMonitor
+from runtime.clock import EPOCH_JUMP, Drift, DriftMonitor
 from runtime.epochs import JUMP, CaptureClocks, Step
 from runtime.jitter import AdaptiveDelay, Late
 from runtime.lane import Lane, build_parts
@@ -31,6 +31,7 @@ __all__ = ["Event", "Receiver"]
 
 SILENT_SECONDS = 2.0  # a modality that sent nothing for so long is not waited for
 PATIENCE = 2.0  # further seconds for packets without arrival times: nothing is late in a file, only interleaved
+DRIFT_SECONDS = 60.0  # of measuring before drift between the clocks is believed
 
 
 class Ledgers(dict[str, Ledger]):
@@ -106,10 +107,11 @@ class Receiver:
             if m in info.codecs
         }
         self._clocks = CaptureClocks()
-        self._drift = DriftMonitor() if len(self._lanes) == 2 else None
+        self._drift = _drift_monitor() if len(self._lanes) == 2 else None
         self._obeys = False  # a recording brought clock remaps of its own
         self._assembler: ClipAssembler | None = None
         self._origin = 0  # flicks
+        self._ends = 0.0  # where the next clip to close ends, seconds
         self._epoch, self._index = 0, 0
         self._now = -math.inf  # the receiver's clock
         self._first: float | None = None  # when the first packet came
@@ -148,6 +150,8 @@ class Receiver:
         """Let time pass to ``now``: every packet that arrived until then has been pushed. Clips that closed."""
         assert now < math.inf, "the end of a stream is finish(), not an endless wait"
         out: list[Clip] = []
+        if self._nothing_due(now):
+            return out
         while (due := self._next_deadline()) is not None and due[0] <= now:
             at, lane = due
             self._now = max(self._now, at)
@@ -214,13 +218,15 @@ class Receiver:
                 self._late(lane, item)
             else:
                 out += self._deliver(lane, item)
-                out += self._close_complete()
+                if self._assembler is not None and (self._assembler.complete(lane.modality) or self._assembler.mended):
+                    out += self._close_complete()
         return out
 
     def _deliver(self, lane: Lane, packet: Packet) -> list[Clip]:
         """A packet in its order: place it on the grid, judge it, decode it, lay down what came out."""
         out: list[Clip] = []
-        placed, step = self._clocks.place(packet, self._now)
+        raw, lasts = lane.flicks(packet.capture_time, packet.time_base), lane.length_of(packet)
+        placed, step = self._clocks.place(packet, raw, lasts if packet.duration else 0, self._now)
         if step is not Step.GOES_ON:
             out = self._clock_changed(lane, packet, placed, step)
         stale = step is Step.STALE
@@ -231,6 +237,9 @@ class Receiver:
         if stale:
             self.ledger.settle(lane.modality, "late", [packet.seq])
         self._measure(lane, packet)
+        if lane.hole_before(packet) and lane.last_end is not None:
+            assembler.gap(lane.modality, lane.last_end - self._origin, placed - self._origin)
+        lane.last_end = placed + lasts
         self._decode(lane, packet, fate, stale, placed - self._origin)
         return out
 
@@ -257,9 +266,6 @@ class Receiver:
     def _decode(self, lane: Lane, packet: Packet, fate: Fate | None, stale: bool, at: int) -> None:
         assert self._assembler is not None
         began = self._stopwatch()
-        if lane.hole_before(packet) and lane.last_end is not None:
-            self._assembler.gap(lane.modality, lane.last_end - self._origin, at)
-        lane.last_end = at + self._origin + lane.length_of(packet)
         damage = lane.damage.push(packet)
         pieces = lane.decode(packet, damage)
         self._assembler.decoding(at, self._stopwatch() - began)
@@ -335,10 +341,20 @@ class Receiver:
         audio = assembler.tracks.get("audio")
         if audio is not None and audio.resting:
             audio.rest((assembler.next_cell + 1) * audio.length)
-        end = (self._origin + assembler.next_end) / FLICKS
-        bases = [lane.transit.value - lane.shift / FLICKS for lane in self._lanes.values() if lane.timed]
-        wait = self._now - (end + min(bases, default=0.0))
-        return assembler.close(max(wait, 0.0) * 1e3)
+        leads = [lane.lead for lane in self._lanes.values() if lane.timed]
+        wait = self._now - (self._ends + min(leads, default=0.0))
+        out = assembler.close(max(wait, 0.0) * 1e3)
+        self._ends = (self._origin + assembler.next_end) / FLICKS
+        return out
+
+    def _nothing_due(self, now: float) -> bool:
+        """A quick no, right for nearly every packet: nobody waits for a hole, and the next clip has not ended."""
+        lead = math.inf
+        for lane in self._lanes.values():
+            if lane.jitter.stats.queued or (lane.silent_at is not None and lane.silent_at <= now):
+                return False
+            lead = min(lead, lane.lead)
+        return self._assembler is None or now < self._ends + lead
 
     def _next_deadline(self) -> tuple[float, Lane | None] | None:
         """The earliest of: a hole given up, a modality given up, a clip whose playout deadline has come (None)."""
@@ -359,14 +375,13 @@ class Receiver:
             return None
         lanes = list(self._lanes.values())
         waited = [lane for lane in lanes if not lane.silent] or lanes
-        known = [lane.transit.value - lane.shift / FLICKS for lane in lanes if lane.timed]
-        end = (self._origin + assembler.next_end) / FLICKS
+        known = [lane.lead for lane in lanes if lane.timed]
         latest = -math.inf
         for lane in waited:
             if assembler.complete(lane.modality):
                 continue
-            base = lane.transit.value - lane.shift / FLICKS if lane.timed else min(known)
-            latest = max(latest, end + base + lane.jitter.delay + lane.slack)
+            lead = lane.lead if lane.timed else min(known)
+            latest = max(latest, self._ends + lead + lane.jitter.delay + lane.slack)
         if latest == -math.inf:
             return None
         return latest + (PATIENCE if self._untimed else 0.0)
@@ -401,6 +416,7 @@ class Receiver:
             lane = self._lanes[gap.modality]
             self._assembler.gap(gap.modality, self._flicks(lane, gap.start), self._flicks(lane, gap.end))
         self._pending.clear()
+        self._ends = (self._origin + self._assembler.next_end) / FLICKS
         return self._assembler
 
     def _end_epoch(self, flushed: list[Lane], last: bool = False) -> list[Clip]:
@@ -502,3 +518,10 @@ class Receiver:
         arrival = self._now if math.isfinite(self._now) else 0.0
         self.events.append(Event(kind=kind, modality=modality, arrival=arrival, clip=clip, detail=detail))
 
+
+
+def _drift_monitor() -> DriftMonitor:
+    """Network jitter moves the least transit by milliseconds: only over a minute does 100 ppm stand out."""
+    monitor = DriftMonitor()
+    monitor.video, monitor.audio = Drift(least=DRIFT_SECONDS), Drift(least=DRIFT_SECONDS)
+    return monitor

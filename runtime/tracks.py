@@ -18,7 +18,7 @@ from encoders.clips import FADE_SECONDS, FLICKS, AudioSpec, VideoSpec, lay_audio
 
 STEPS = 9  # frame steps whose median is the frame period, where frames carry no duration
 SLOP = 1e-3  # seconds; blocks whose times disagree by less belong together (rounded time stamps, resampling)
-BLANK_STD = 2.0  # grey levels; a picture flatter than this shows nothing
+BLANK_RANGE = 12  # grey levels; where darkest and brightest lie no further apart, nothing is to be seen
 FROZEN_STEP = 2  # grey levels; pictures that differ by no more in any pixel are one picture
 SILENT_PEAK = 2.0**-12  # of full scale, 8 steps of 16-bit sound: digital silence after a codec
 LOOK = 4  # flags look at every fourth pixel and line
@@ -141,7 +141,9 @@ class VideoTrack(Track):
         self._steps: deque[int] = deque(maxlen=STEPS)
         self._trusted = True  # no frame ever came before the one on screen was to end
 
-    def add(self, start: int, duration: int, content: Any, damaged: bool, severity: float, seqs: tuple[int, ...]) -> Piece:
+    def add(
+        self, start: int, duration: int, content: Any, damaged: bool, severity: float, seqs: tuple[int, ...]
+    ) -> Piece:
         """A decoded frame; ``duration`` 0 where unknown."""
         piece = Piece(start, start, content, damaged, severity, seqs, duration or self.period)
         piece.end = start + piece.hold
@@ -175,7 +177,7 @@ class VideoTrack(Track):
         small = clip[:, ::LOOK, ::LOOK]
         low, high = small.min(axis=0), small.max(axis=0)
         frozen = int((high - low).max()) <= FROZEN_STEP
-        blank = bool(float(np.std(small[0])) < BLANK_STD and (frozen or _flat(small)))
+        blank = int(high.max()) - int(low.min()) <= BLANK_RANGE
         return ("frozen",) * frozen + ("blank",) * blank
 
     def _learn(self, step: int, duration: int) -> None:
@@ -205,7 +207,9 @@ class AudioTrack(Track):
         self._slop = max(int(SLOP * spec.sample_rate), 1)
         self._fade = int(FADE_SECONDS * spec.sample_rate)
 
-    def add(self, start: int, samples: NDArray[np.float32], damaged: bool, severity: float, seqs: tuple[int, ...]) -> Piece:
+    def add(
+        self, start: int, samples: NDArray[np.float32], damaged: bool, severity: float, seqs: tuple[int, ...]
+    ) -> Piece:
         """A decoded block."""
         piece = Piece(start, start + len(samples), samples, damaged, severity, seqs)
         place = self._place(start)
@@ -246,13 +250,13 @@ class AudioTrack(Track):
             assert piece.content is not None
             piece.content = np.concatenate([np.repeat(piece.content[:1], gap), piece.content])
             piece.start = before.end
-        elif self.resting or (self.sequenced and self.closed <= before.end and not self._lossy(before.end, piece.start)):
+        elif self.resting or self._silence(before.end, piece.start):
             self.pieces.insert(place, Piece(before.end, piece.start, None))
         self.resting = False
 
-
-def _flat(pictures: NDArray[np.uint8]) -> bool:
-    return max(float(np.std(p)) for p in pictures) < BLANK_STD
+    def _silence(self, start: int, end: int) -> bool:
+        """No number is missing, and no clip closed while nothing came."""
+        return self.sequenced and self.closed <= start and not self._lossy(start, end)
 
 
 def _overlaps(holes: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

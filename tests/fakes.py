@@ -67,8 +67,10 @@ class ListSource:
         self.closed = True
 
 
-def packet(modality: str = "video", seq: int = 0, ms: float | None = None, level: int | None = None, **fields: Any) -> Packet:
-    """A packet of a 25 fps track or of 20 ms blocks, in its place unless ``ms`` says another; ``level`` is its content."""
+def packet(
+    modality: str = "video", seq: int = 0, ms: float | None = None, level: int | None = None, **fields: Any
+) -> Packet:
+    """A packet of a 25 fps track or of 20 ms blocks, in its place unless ``ms`` says another; ``level``: its content."""
     step = FRAME if modality == "video" else BLOCK
     time = round(seq * step / TICK) if ms is None else round(ms)
     fields.setdefault("duration", round(step / TICK))
@@ -88,7 +90,7 @@ def track(modality: str, seconds: float, *, start: float = 0.0, first_seq: int =
 
 
 def sent(packets: Iterable[Packet], delay: float | Callable[[Packet], float] = 0.0) -> list[Packet]:
-    """The same packets with arrival times, in order of arrival: at the end of what they show, plus ``delay`` seconds."""
+    """The same packets in order of arrival: each at the end of what it shows, plus ``delay`` seconds."""
     wait = delay if callable(delay) else lambda _packet: delay
     timed = [p if p.arrival is not None else replace(p, arrival=p.end_seconds + wait(p)) for p in packets]
     return sorted(timed, key=lambda p: (p.arrival, p.modality, p.seq))
