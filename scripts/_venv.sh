@@ -32,7 +32,7 @@ ensure_venv() {
             die "$python cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"
     fi
     say "installing into $VENV (the first time takes some minutes)"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@" ||
+    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check "$@" ||
         die "pip could not install Legato; its message is above (pip install $*)"
     printf '%s' "$want" > "$stamp"
 }
