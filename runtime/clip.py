@@ -59,7 +59,7 @@ class Fate:
     last: int  # the last cell that something of it fell into
     damaged: bool = False
     late: bool = False
-    used: bool = False
+    malformed: bool = False
     decoded: bool = False  # something came out of the decoder for it
 
 
@@ -241,7 +241,7 @@ class ClipAssembler:
                 self._finish_cell(k, cell)
         for cell in self._cells.values():
             for fate in cell.fates:
-                outcome = "late" if fate.late else "damaged" if fate.damaged else "unused"
+                outcome = _outcome(fate, False, False)
                 if outcome != "unused" or not last:
                     self._settle(fate.modality, outcome, [fate.seq])
         self._cells.clear()
@@ -347,7 +347,9 @@ class ClipAssembler:
 
 
 def _outcome(fate: Fate, present: bool, shed: bool) -> str:
-    """Precedence of design: late, damaged, used, shed, unused; a late packet that repaired counts as used."""
+    """Precedence: malformed, late, damaged, used, shed, unused; a late packet that repaired counts as used."""
+    if fate.malformed:
+        return "malformed"
     if fate.late and not (present and fate.decoded and not fate.damaged):
         return "late"
     if fate.damaged:

@@ -240,8 +240,19 @@ class Receiver:
         if lane.hole_before(packet) and lane.last_end is not None:
             assembler.gap(lane.modality, lane.last_end - self._origin, placed - self._origin)
         lane.last_end = placed + lasts
-        self._decode(lane, packet, fate, stale, placed - self._origin)
+        if packet.payload:
+            self._decode(lane, packet, fate, stale, placed - self._origin)
+        else:
+            self._malformed(lane, packet, fate, placed - self._origin, lasts)
         return out
+
+    def _malformed(self, lane: Lane, packet: Packet, fate: Fate | None, at: int, lasts: int) -> None:
+        """A packet that holds nothing: its number came, its time did not."""
+        lane.damage.push(Gap(modality=lane.modality, first_seq=packet.seq, count=1))
+        if self._assembler is not None:
+            self._assembler.gap(lane.modality, at, at + lasts)
+        if fate is not None:
+            fate.malformed = True
 
     def _clock_changed(self, lane: Lane, packet: Packet, placed: int, step: Step) -> list[Clip]:
         """The capture clock of a modality did something else than go on."""

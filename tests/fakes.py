@@ -16,7 +16,7 @@ from runtime.packet import CodecConfig, Decision, Gap, Packet, StreamInfo
 
 FRAME = Fraction(1, 25)  # seconds
 BLOCK = Fraction(1, 50)
-SIZE = 4  # pixels, a fake picture's side
+SIZE = 8  # pixels, a fake picture's side
 TICK = Fraction(1, 1000)
 
 SPEC = ClipSpec(
@@ -167,7 +167,7 @@ class FakeDecoder:
             piece.damaged, piece.reason, piece.severity = True, damage.reason, damage.severity
         if self.modality == "video":
             piece.pixels = np.full((SIZE, SIZE), packet.payload[0], np.uint8)
-            piece.pixels[-1] = 250  # else every picture were blank
+            piece.pixels[SIZE // 2 :] = 250  # else every picture were blank
         else:
             count = int((duration or BLOCK) * self.spec.sample_rate)  # type: ignore[union-attr]
             piece.samples = np.full(count, packet.payload[0] / 128, np.float32)
