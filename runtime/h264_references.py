@@ -19,12 +19,16 @@ FAR = 1 << 40  # an order of presentation beyond every other
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A reference picture in the decoder; a lost one's order of presentation is known within bounds only."""
+    """A reference picture in the decoder; a lost one's order of presentation is known within bounds only.
+
+    In its place FFmpeg keeps a copy of the reference before it, ``stand_in`` in order of presentation (two after).
+    """
 
     frame_num: int
     low: int
     high: int
     wrong: bool
+    stand_in: int
 
     @property
     def known(self) -> bool:
@@ -57,7 +61,7 @@ class H264References:
         order = 0 if picture.order is None else picture.order
         if picture.reset:
             _, chain = self.chain.step(picture, time)
-            first = (_Kept(picture.frame_num or 0, order, order, False),)
+            first = (_Kept(picture.frame_num or 0, order, order, False, order),)
             return False, H264References(chain, first, picture.lists is not None, order, order)
         if picture.order is not None:
             order = unwrap(picture.order, self.last_order, picture.order_size.bit_length() - 1)
@@ -91,8 +95,9 @@ class H264References:
         state = self
         for i in range(1, missing + 1):
             frame_num = (chain.last_reference + i) % picture.max_frame_num
+            copy = state.kept[-1].stand_in + 2 if state.kept else order
             state = state._slide(picture)
-            state = replace(state, kept=(*state.kept, _Kept(frame_num, low, high, True)))
+            state = replace(state, kept=(*state.kept, _Kept(frame_num, low, high, True, copy)))
         last = (picture.frame_num - 1) % picture.max_frame_num
         return replace(state, chain=replace(chain, lost=0, last_reference=last))
 
@@ -131,14 +136,15 @@ class H264References:
         """Could a wrong picture be in a list of a B slice? Nearest first, lost ones anywhere in bounds (8.2.4.2.3)."""
         moved = {n for moves in lists.moves for n in _moved(picture, moves)}
         known = [k.low for k in self.kept if k.known]
-        for k in self.kept:
-            if k.wrong and (
-                k.number(picture) in moved
-                or _rank(k, order, known, 1) < lists.active[0]
-                or _rank(k, order, known, -1) < lists.active[1]
-            ):
-                return True
-        return False
+        back = [-k for k in known]  # list 1 looks the other way
+        return any(
+            k.number(picture) in moved
+            or min(_rank(k.low, k.high, order, known), _rank(k.stand_in, k.stand_in, order, known)) < lists.active[0]
+            or min(_rank(-k.high, -k.low, -order, back), _rank(-k.stand_in, -k.stand_in, -order, back))
+            < lists.active[1]
+            for k in self.kept
+            if k.wrong
+        )
 
     def _keep(self, picture: Picture, order: int, wrong: bool) -> "H264References":
         """Marking: give up what the slice says or the oldest, keep this picture (8.2.5)."""
@@ -151,7 +157,7 @@ class H264References:
             gone = {picture.frame_num - difference for difference in picture.lists.forgets}
             state = replace(self, kept=tuple(k for k in self.kept if k.number(picture) not in gone))
         state = state._slide(picture)
-        this = _Kept(picture.frame_num or 0, order, order, wrong)
+        this = _Kept(picture.frame_num or 0, order, order, wrong, order)
         exact = state.exact and picture.lists is not None
         return replace(state, kept=(*state.kept, this), top=top, last_order=order, exact=exact)
 
@@ -174,11 +180,9 @@ def _moved(picture: Picture, moves: tuple[int, ...]) -> list[int]:
     return numbers
 
 
-def _rank(kept: _Kept, order: int, known: list[int], direction: int) -> int:
-    """The best place a picture can have in list 0 (direction 1: the past first) or list 1 (-1: the future first)."""
-    low, high = (kept.low, kept.high) if direction > 0 else (-kept.high, -kept.low)
-    here, others = direction * order, [direction * k for k in known]
+def _rank(low: int, high: int, here: int, known: list[int]) -> int:
+    """The best place in list 0 of a picture between ``low`` and ``high``: the past first, nearest first, then the rest."""
     if low < here:
         nearest = min(high, here - 1)
-        return sum(nearest < k < here for k in others)
-    return sum(k < here for k in others) + sum(here < k < low for k in others)
+        return sum(nearest < k < here for k in known)
+    return sum(k < here for k in known) + sum(here < k < low for k in known)
