@@ -5,7 +5,7 @@ numbers, or steps of the decode time in a container), what depends on it (header
 the decoder did report. Truth in the tests: mean absolute luma error above 0.5 grey levels, or the frame is missing.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -88,8 +88,9 @@ class StepRule:
     """
 
     def __init__(self, window: int = 48, least: int = 6) -> None:
-        self._steps: deque[int] = deque(maxlen=window)
-        self._least = least
+        self._steps: deque[int] = deque()
+        self._counts: Counter[int] = Counter()  # the same steps; only few differ, which keeps each packet cheap
+        self._window, self._least = window, least
         self._last: int | None = None
         self.unknown = True
 
@@ -99,11 +100,23 @@ class StepRule:
         if last is None or decode_time <= last:
             return 0
         step = decode_time - last
-        middle = median(self._steps) if len(self._steps) >= self._least else 0
-        self._steps.append(step)
-        steady = sum(_near(s, middle) for s in self._steps) if middle else 0
+        middle = self._median() if len(self._steps) >= self._least else 0
+        self._note(step)
+        steady = sum(n for s, n in self._counts.items() if _near(s, middle)) if middle else 0
         self.unknown = steady * 4 < len(self._steps) * 3 or not middle
         return 0 if self.unknown or step <= 1.5 * middle else max(0, round(step / middle) - 1)
+
+    def _note(self, step: int) -> None:
+        self._steps.append(step)
+        self._counts[step] += 1
+        if len(self._steps) > self._window:
+            old = self._steps.popleft()
+            self._counts[old] -= 1
+            if not self._counts[old]:
+                del self._counts[old]
+
+    def _median(self) -> float:
+        return next(iter(self._counts)) if len(self._counts) == 1 else median(self._steps)
 
 
 def _near(step: int, middle: float) -> bool:
