@@ -96,7 +96,8 @@ class GRUHeadConfig:
         if self.hidden < 1 or self.project < 0:
             raise ConfigError(f"hidden {self.hidden} must be >= 1 and project {self.project} >= 0 (0: no projection)")
         if (self.interaction or self.agreement) and len(self.modalities) != 2:
-            raise ConfigError(f"interaction and agreement need two modalities, not {list(self.modalities)}; turn them off")
+            names = list(self.modalities)
+            raise ConfigError(f"interaction and agreement need two modalities, not {names}; turn them off")
         if self.agreement < 0 or (self.agreement and self.dim % self.agreement):
             raise ConfigError(f"agreement {self.agreement} does not divide features of width {self.dim}; use a divisor")
 

@@ -39,6 +39,7 @@ VARIANTS = [
     {"project": 5},
     {"interaction": True},
     {"presence_aware": True},
+    {"agreement": 2},
     {"project": 5, "interaction": True, "presence_aware": True},
     {"modalities": ("audio",), "presence_aware": True},
 ]
@@ -152,6 +153,14 @@ def test_presence_and_variance_matter_to_a_presence_aware_head_only():
     assert not torch.equal(aware(features, presence, variance), aware(features, presence, None))
 
 
+def test_agreement_is_the_mean_product_of_the_modalities_in_shares_of_their_width():
+    head, features = gru(agreement=3), window()[0][:, 0]
+    read = head._inputs(features, None, None)
+    expected = (features[:, 0] * features[:, 1]).reshape(B, 3, 2).mean(2)
+    assert read.shape == (B, head.config.inputs)
+    torch.testing.assert_close(read[:, -3:], expected)
+
+
 def test_wrong_settings_and_features_are_one_sentence():
     with pytest.raises(UsageError, match="head 'grue' is unknown; did you mean gru"):
         build_head("grue", classes=3)
@@ -159,8 +168,10 @@ def test_wrong_settings_and_features_are_one_sentence():
         build_head("gru", classes=3, hiden=4)
     with pytest.raises(ConfigError, match="needs a value for classes"):
         build_head("gru")
-    with pytest.raises(ConfigError, match="interaction needs two modalities"):
+    with pytest.raises(ConfigError, match="interaction and agreement need two modalities"):
         gru(modalities=("video",), interaction=True)
+    with pytest.raises(ConfigError, match="agreement 4 does not divide features of width 6"):
+        gru(agreement=4)
     with pytest.raises(DataError, match="features are 7 wide but the head reads 6"):
         gru()(torch.zeros(1, 2, 2, 7))
     with pytest.raises(DataError, match="hold 3 modalities"):

@@ -22,7 +22,8 @@ from encoders.audio.spectrogram import AvidSpectrogram
 class Front(Protocol):
     """Samples (B, S) to (B, T, F)."""
 
-    sample_rate: int  # Hz
+    @property
+    def sample_rate(self) -> int: ...  # Hz
 
     def shape(self, seconds: Fraction) -> tuple[int, int]: ...
 
