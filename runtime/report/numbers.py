@@ -140,6 +140,11 @@ def accuracy(run: Run, predictions: Sequence[Prediction]) -> float | None:
     return sum(p.label == label for p, label in known) / len(known) if known else None
 
 
+def judged(run: Run, predictions: Sequence[Prediction]) -> int:
+    """Windows whose true label is known."""
+    return sum(run.true_label(p) is not None for p in predictions)
+
+
 def observed_share(run: Run, modality: str) -> float:
     """Share of clips whose feature was observed."""
     seen = sum(logged.provenance.state.get(modality) == OBSERVED for logged in run.clips)
@@ -165,7 +170,7 @@ def by_observed_share(run: Run, head: str) -> list[Share]:
         inside = {arm: [p for p in ps if _within(p, low, high)] for arm, ps in arms.items()}
         right = {arm: share for arm, ps in inside.items() if (share := accuracy(run, ps)) is not None}
         if right:
-            out.append(Share(low, high, len(inside.get(BUNDLED, ())), right))
+            out.append(Share(low, high, judged(run, inside.get(BUNDLED, ())), right))
     return out
 
 

@@ -75,7 +75,7 @@ def _tiles(run: Run) -> str:
     abstained = sum(p.abstained for p in finals)
     tiles = []
     if right is not None:
-        tiles.append(("right", share(right), f"of {len(finals)} windows"))
+        tiles.append(("right", share(right), f"of {numbers.judged(run, finals)} windows whose truth is known"))
     tiles += [
         (
             "observed",

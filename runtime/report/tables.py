@@ -26,7 +26,7 @@ def comparison(run: Run) -> str:
             for r in rows
         )
         total = {arm: a for arm in arms if (a := numbers.accuracy(run, numbers.finals(run, arm, head))) is not None}
-        windows = len(numbers.finals(run, BUNDLED, head))
+        windows = numbers.judged(run, numbers.finals(run, BUNDLED, head))
         lines += f"<tr><th scope=row>all windows</th><td>{windows}</td>{_shares(arms, total)}</tr>"
         name = f"<h3>{escape(head)}</h3>" if len(numbers.heads(run)) > 1 else ""
         parts.append(
@@ -35,7 +35,10 @@ def comparison(run: Run) -> str:
         )
     if not parts:
         return ""
-    lead = "Windows understood rightly, by how much of them was observed. All columns saw the same features."
+    lead = (
+        "Windows understood rightly, by how much of them was observed. All columns saw the same features. "
+        "Windows in which the truth has only just changed are not counted."
+    )
     return f'<section><h2>What filling is worth</h2><p class="sub">{lead}</p>{"".join(parts)}</section>'
 
 
