@@ -1,9 +1,10 @@
 """The bundle of a finished run: weights, manifest, card."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,10 +13,9 @@ from encoders.settings import to_dict
 from encoders.video.face_box import FaceBox
 from imputation.calibrate import Calibration
 from imputation.features import FeatureSet
-from imputation.results import Results
 from runtime.bundle import Bundle
 from runtime.manifest import Manifest, make_manifest
-from runtime.talk.fill import Trained
+from runtime.talk.fill import Row, Trained
 from runtime.talk.recipe import Recipe
 from runtime.talk.train_encoders import TalkNet
 from runtime.talk.windows import LABELS
@@ -44,9 +44,9 @@ class Parts:
     calibrations: Mapping[str, Mapping[str, Calibration]]  # status -> head
 
 
-def assemble(parts: Parts, clean: Mapping[str, Any], results: Results, folder: Path) -> Bundle:
+def assemble(parts: Parts, clean: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> Bundle:
     """Write the bundle, its card beside it."""
-    manifest = manifest_of(parts, clean, results)
+    manifest = manifest_of(parts, clean, rows)
     return Bundle.write(folder, manifest, tensors_of(parts), {"CARD.md": card(manifest)})
 
 
@@ -61,7 +61,7 @@ def tensors_of(parts: Parts) -> dict[str, dict[str, Tensor]]:
     return {f"{name}.safetensors": dict(model.state_dict()) for name, model in models.items()}
 
 
-def manifest_of(parts: Parts, clean: Mapping[str, Any], results: Results) -> Manifest:
+def manifest_of(parts: Parts, clean: Mapping[str, Any], rows: Sequence[Row]) -> Manifest:
     recipe = parts.recipe
     imputer: Any = parts.fill.tuned_imputer
     overrides = {"dim": imputer.config.dim, "length": imputer.config.length, **recipe.fill.imputer_overrides}
@@ -90,18 +90,21 @@ def manifest_of(parts: Parts, clean: Mapping[str, Any], results: Results) -> Man
         },
         "calibration": {status: by["tuned"].as_dict() for status, by in parts.calibrations.items()},
         "training": {"command": "legato train talk" + " --research" * research, "recipe": asdict(recipe)},
-        "metrics": metrics_of(clean, results),
+        "metrics": metrics_of(clean, rows),
         "licence": "LicenseRef-research-only" if research else "Apache-2.0",
         "attribution": ATTRIBUTION + RESEARCH * research,
     }
     return make_manifest(values, "talk")
 
 
-def metrics_of(clean: Mapping[str, Any], results: Results) -> dict[str, Any]:
+def metrics_of(clean: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     """What the card shows: the default head on unseen speakers, and its score by loss."""
-    lossy = {c: round(results.score("tuned, curri-MAE", c).recall, 4) for c in results.conditions()}
+    mine = [row for row in rows if row.arm == "tuned, curri-MAE"]
+    lossy = {
+        loss: round(mean(r.score for r in mine if r.loss == loss), 4) for loss in dict.fromkeys(r.loss for r in mine)
+    }
     whole = {group: {k: round(v, 4) for k, v in found.items()} for group, found in clean["tuned"].items()}
-    return {"test": whole, "score_by_loss": lossy, "speakers": results.settings["speakers"]}
+    return {"test": whole, "score_by_loss": lossy, "speakers": sorted({row.speaker for row in mine})}
 
 
 def card(manifest: Manifest) -> str:

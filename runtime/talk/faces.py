@@ -105,8 +105,11 @@ def place(rng: np.random.Generator, shown: Shown, size: int) -> tuple[np.ndarray
         frame = cv2.resize(frame, (frame.shape[1] // 2, frame.shape[0] // 2), interpolation=cv2.INTER_AREA)
         ratio /= 2
     scale = share * size / (side * ratio)
+    frame = surrounded(rng, frame, (x * ratio, y * ratio, side * ratio)) if rng.random() < 0.5 else frame
+    wide, tall = np.exp(rng.normal(0, 0.1, 2))  # other faces are longer or broader
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    turn[:, 0] *= (-1 if mirror else 1) * np.exp(rng.normal(0, 0.05))
+    turn = turn @ np.array([[wide * (-1 if mirror else 1), rng.normal(0, 0.06)], [0.0, tall]])
+    share *= (wide + tall) / 2
     matrix = np.c_[turn, to - turn @ (np.array([x, y]) * ratio)]
     border = cv2.BORDER_REPLICATE if rng.random() < 0.4 else cv2.BORDER_CONSTANT
     picture = cv2.warpAffine(frame, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
@@ -114,6 +117,20 @@ def place(rng: np.random.Generator, shown: Shown, size: int) -> tuple[np.ndarray
         inside = cv2.warpAffine(np.ones_like(frame), matrix, (size, size), flags=cv2.INTER_NEAREST)
         picture = np.where(inside > 0, picture, background(rng, size))
     return picture, (to[0] / size, to[1] / size, share)
+
+
+def surrounded(rng: np.random.Generator, frame: np.ndarray, box: tuple[float, float, float]) -> np.ndarray:
+    """The face alone, in other hair, cloth and light: beyond an ellipse around it the frame is made up."""
+    import cv2
+
+    x, y, side = box
+    keep = np.zeros_like(frame)
+    middle = (round(x), round(y - 0.35 * side))
+    axes = (max(1, round(side * rng.uniform(0.65, 1.0))), max(1, round(side * rng.uniform(0.9, 1.3))))
+    cv2.ellipse(keep, middle, axes, 0, 0, 360, 255, -1)
+    keep = cv2.GaussianBlur(keep, (0, 0), max(0.5, side * rng.uniform(0.01, 0.06))).astype(np.float32) / 255
+    other = cv2.resize(background(rng, 48), frame.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return (frame * keep + other * (1 - keep)).astype(np.uint8)
 
 
 def background(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -153,11 +170,17 @@ def without_face(rng: np.random.Generator, shown: Shown, size: int) -> np.ndarra
 
 
 def spoil(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
-    """Light, softness, grain, a covered patch."""
+    """Light from one side, exposure, softness, grain, a covered patch."""
     import cv2
 
-    x = (picture.astype(np.float32) / 255) ** np.exp(rng.normal(0, 0.3))
-    x = (x - 0.5) * np.exp(rng.normal(0, 0.3)) + 0.5 + rng.normal(0, 0.1)
+    size = len(picture)
+    x = (picture.astype(np.float32) / 255) ** np.exp(rng.normal(0, 0.4))
+    x = (x - 0.5) * np.exp(rng.normal(0, 0.4)) + 0.5 + rng.normal(0, 0.12)
+    across = np.linspace(-1, 1, size, dtype=np.float32)
+    x = x * (1 + rng.normal(0, 0.25) * across + rng.normal(0, 0.2) * across[:, None])
+    if rng.random() < 0.25:
+        left, top = rng.integers(0, size, 2)
+        x[top : top + rng.integers(2, size // 5), left : left + rng.integers(2, size // 5)] = rng.random()
     if rng.random() < 0.3:
         x = cv2.GaussianBlur(x, (0, 0), rng.uniform(0.4, 1.2))
     x = x + rng.standard_normal(x.shape) * rng.uniform(0, 0.05)

@@ -19,11 +19,11 @@ from imputation.baselines import Hold, Lerp, ObservedMean, Zero
 from imputation.calibrate import KNOTS, Calibration, fit
 from imputation.evaluate import Arm, calibration_data, evaluate
 from imputation.features import FeatureSet
-from imputation.results import Results
 from imputation.train import MAETraining, fit_variance, train_mae
 from imputation.train_head import HeadTraining, train_head
 
 RATES = tuple(f"clips-{rate}" for rate in range(10, 100, 10))  # per clip and modality, independently
+RULES: dict[str, nn.Module] = {"zero": Zero(), "hold": Hold(), "lerp": Lerp(), "observed mean": ObservedMean()}
 FITTED_ON = ("clips-20", "clips-50", "lte-driving")  # beside every k of W
 PROFILES = (
     "wifi-burst",
@@ -97,14 +97,14 @@ def train(
 def arms(models: Trained, calibration: dict[str, Calibration]) -> list[Arm]:
     """Every way to classify a damaged window that the tables compare; offsets fitted on validation for each head."""
     heads = {"plain": models.plain, "drops": models.drops, "tuned": models.tuned}
-    rows = [
-        ("plain, zero", "plain", Zero()), ("plain, hold", "plain", Hold()), ("plain, lerp", "plain", Lerp()),
-        ("plain, observed mean", "plain", ObservedMean()), ("plain, curri-MAE", "plain", models.imputer),
-        ("plain, curri-MAE tuned", "plain", models.tuned_imputer),
-        ("drops, zero", "drops", Zero()), ("tuned, zero", "tuned", Zero()), ("tuned, hold", "tuned", Hold()),
-        ("tuned, lerp", "tuned", Lerp()), ("tuned, curri-MAE", "tuned", models.tuned_imputer),
-    ]  # fmt: skip
-    return [Arm(name, heads[head], imputer, calibration[head]) for name, head, imputer in rows]
+    rows: list[tuple[str, str, nn.Module]] = [
+        ("tuned", "curri-MAE", models.tuned_imputer),
+        ("drops", "zero", Zero()),
+        ("plain", "curri-MAE", models.imputer),
+        *(("plain", name, rule) for name, rule in RULES.items()),
+        *(("tuned", name, rule) for name, rule in RULES.items()),
+    ]
+    return [Arm(f"{head}, {name}", heads[head], imputer, calibration[head]) for head, name, imputer in rows]
 
 
 def calibrate(
@@ -131,14 +131,37 @@ def calibrate(
     return out
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One arm under one loss, on one speaker: means over draws; ``score`` is the mean of class recalls."""
+
+    speaker: str
+    arm: str
+    loss: str
+    score: float
+    draws_std: float
+    ece: float
+    mse: dict[str, float]  # of what the arm's imputer filled in, per modality; empty where nothing was lost
+
+
 def table(
-    models: Trained, calibration: dict[str, Calibration], data: FeatureSet, lookahead: int, ahead: int, draws: int = 10
-) -> Results:
-    """All arms at all rates and real profiles, on the same masks, against the head trained with drops."""
-    return evaluate(
-        arms(models, calibration), data, levels=[0], draws=draws, profiles=(*RATES, *PROFILES),
-        lookahead=lookahead, ahead=ahead, reference="drops, zero",
-    )  # fmt: skip
+    models: Trained, calibration: dict[str, Calibration], data: FeatureSet, lookahead: int, draws: int, seed: int
+) -> list[Row]:
+    """All arms at all rates and real profiles, speaker by speaker, on the same masks, without lookahead."""
+    rows = []
+    for speaker in sorted(set(data.speaker)):
+        index = torch.tensor([i for i, s in enumerate(data.speaker) if s == speaker])
+        found = evaluate(
+            arms(models, calibration), data.rows(index), levels=[0], draws=draws, seed=seed,
+            profiles=(*RATES, *PROFILES), lookahead=lookahead, ahead=0,
+        )  # fmt: skip
+        errors = {(e.fill, e.condition): {"video": e.video, "audio": e.audio} for e in found.errors}
+        for s in found.scores:
+            loss = "none" if s.condition.startswith("0/") else s.condition
+            mse = errors.get((s.arm, s.condition), {}) if loss != "none" else {}
+            row = Row(speaker=speaker, arm=s.arm, loss=loss, score=s.recall, draws_std=s.recall_std, ece=s.ece, mse=mse)
+            rows.append(row)
+    return rows
 
 
 def standardised_like(data: FeatureSet, train_set: FeatureSet) -> FeatureSet:

@@ -26,7 +26,6 @@ from encoders.training import seed_everything
 from encoders.video import face_box
 from imputation.calibrate import Calibration
 from imputation.features import FeatureSet
-from imputation.results import Results
 from imputation.stored import load_head, load_imputer
 from runtime.bundle import SHIPPED, Bundle
 from runtime.talk import demo, faces, fill, judge, prepare
@@ -115,7 +114,7 @@ class Making:
         return out["train"], *(fill.standardised_like(out[s], out["train"]) for s in ("validation", "test"))
 
     def fill(self) -> Trained:
-        folder = self.out / "fill"
+        folder = self.out / f"fill-{self.recipe.fill.seed}"
         if not (folder / "done").exists():
             train_set, validation, _ = self.windows()
             models = fill.train(
@@ -142,23 +141,26 @@ class Making:
             "final": fill.calibrate(models, validation, lookahead, (0, lookahead)),
         }
 
-    def judge(self, draws: int = 10) -> tuple[dict[str, Any], Results]:
+    def judge(self, draws: int = 10) -> tuple[dict[str, Any], list[fill.Row]]:
         """Scores without loss by head and speaker group, and the table under loss; both are kept in the folder."""
-        _, _, test = self.windows()
-        models, calibration = self.fill(), self.calibrations()["final"]
-        clean = {name: self._clean(getattr(models, name), calibration[name], test) for name in HEADS}
-        self.say("table", 0, 1)
-        results = fill.table(models, calibration, test, self.recipe.lookahead, 0, draws)
-        (self.out / "clean.json").write_text(json.dumps(clean, indent=1))
-        (self.out / "table.json").write_text(json.dumps(results.as_dict()))
-        return clean, results
+        paths = self.out / "clean.json", self.out / f"table-{self.recipe.fill.seed}.json"
+        if not all(path.exists() for path in paths):
+            _, _, test = self.windows()
+            models, calibration = self.fill(), self.calibrations()["final"]
+            clean = {name: self._clean(getattr(models, name), calibration[name], test) for name in HEADS}
+            self.say("table", 0, 1)
+            rows = fill.table(models, calibration, test, self.recipe.lookahead, draws, self.recipe.fill.seed)
+            for path, values in zip(paths, (clean, [asdict(row) for row in rows]), strict=True):
+                path.write_text(json.dumps(values, indent=1))
+        clean, rows = (json.loads(path.read_text()) for path in paths)
+        return clean, [fill.Row(**row) for row in rows]
 
     def bundle(self) -> Bundle:
         """Everything in one folder, ready to serve."""
-        clean, results = self.judge()
+        clean, rows = self.judge()
         train_set, _, _ = self.windows()
         parts = Parts(self.recipe, self.net(), self.face(), self.fill(), train_set, self.calibrations())
-        return assemble(parts, clean, results, self.folder)
+        return assemble(parts, clean, rows, self.folder)
 
     @property
     def folder(self) -> Path:
