@@ -257,7 +257,8 @@ class CurriMAE(nn.Module):
         a = self._unpack(audio, visible[:, :, 1]) + at + self.decoder_modality_a
         v = self._unpack(video, visible[:, :, 0]) + at + self.decoder_modality_v
         x = torch.cat([a, v], dim=1)  # (B, 2 N, W)
-        mask = None if bool(exists.all()) else _attention_mask(torch.cat([exists, exists], dim=1))
+        whole = self.pack and bool(exists.all())  # asked only where shapes may follow the data
+        mask = None if whole else _attention_mask(torch.cat([exists, exists], dim=1))
         for block in self.decoder_blocks:
             x = block(x, mask)
         x = self.decoder_norm(x)

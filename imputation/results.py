@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from encoders.training import write_json, writing
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_RATE = re.compile(r"\d+/\d+|clips-[\d.]+")  # conditions that lie on the axis of loss; other profiles are points
 
 __all__ = ["Difference", "FillError", "Results", "Score"]
 
@@ -143,7 +146,9 @@ class Results:
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.subplots()
         for arm in dict.fromkeys(s.arm for s in self.scores):
-            line = sorted((s for s in self.scores if s.arm == arm and "/" in s.condition), key=lambda s: s.rate)
+            line = sorted(
+                (s for s in self.scores if s.arm == arm and _RATE.fullmatch(s.condition)), key=lambda s: s.rate
+            )
             x, y = [100 * s.rate for s in line], [100 * s.accuracy for s in line]
             low = [100 * (s.accuracy - s.accuracy_std) for s in line]
             high = [100 * (s.accuracy + s.accuracy_std) for s in line]

@@ -178,19 +178,16 @@ def fit_variance(imputer: Any, data: FeatureSet, draws: int = 2) -> None:
     errors, filled, known = (torch.cat(x) for x in zip(*parts, strict=True))
     imputer.variance.fit(errors.cpu(), known.cpu(), filled.cpu())
     if getattr(getattr(imputer, "config", None), "log_variance", False):
-        _fit_scale(imputer, features, known, exists.repeat(len(masks), 1), errors, filled)
+        imputer.scale.fill_(1.0)
+        estimates = torch.cat([_estimate(imputer, features, presence & ~hidden, exists) for hidden in masks])
+        for m in range(2):
+            chosen = filled[..., m]
+            if chosen.any():
+                imputer.scale[m] = errors[..., m][chosen].mean() / estimates[..., m][chosen].mean().clamp(min=1e-8)
 
 
 @torch.inference_mode()
-def _fit_scale(
-    imputer: CurriMAEImputer, features: Tensor, known: Tensor, exists: Tensor, errors: Tensor, filled: Tensor
-) -> None:
-    """scale = mean error / mean estimate, per modality."""
-    imputer.scale.fill_(1.0)
-    repeated = features.repeat(len(known) // len(features), 1, 1, 1)
-    parts = zip(repeated.split(512), known.split(512), exists.split(512), strict=True)
-    variance = torch.cat([imputer(x, p, e).variance for x, p, e in parts])
-    for m in range(2):
-        chosen = filled[..., m]
-        if chosen.any():
-            imputer.scale[m] = errors[..., m][chosen].mean() / variance[..., m][chosen].mean().clamp(min=1e-8)
+def _estimate(imputer: CurriMAEImputer, features: Tensor, known: Tensor, exists: Tensor) -> Tensor:
+    """The decoder's own variance, (n, L, M)."""
+    parts = zip(features.split(512), known.split(512), exists.split(512), strict=True)
+    return torch.cat([imputer(x, p, e).variance for x, p, e in parts])

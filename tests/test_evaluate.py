@@ -49,14 +49,17 @@ class Oracle(nn.Module):
         self.truth = truth
 
     def forward(self, features: Tensor, presence: Tensor, exists: Tensor | None = None) -> Filled:
-        rows = [int((self.truth - x).abs().flatten(2).sum(-1)[:, p.all(-1)].sum(-1).argmin()) for x, p in
-                zip(features, presence, strict=True)]  # fmt: skip
+        rows = [
+            int(((self.truth - x).abs() * p.unsqueeze(-1)).flatten(1).sum(-1).argmin())  # which window this was
+            for x, p in zip(features, presence, strict=True)
+        ]
         filled = torch.where(presence.unsqueeze(-1), features, self.truth[rows])
         return Filled(filled, torch.zeros(presence.shape), self.rung)
 
 
 def test_with_perfect_predictions_the_accuracy_is_the_pristine_one():
     d = data()
+    torch.manual_seed(0)
     head = GRUHead(GRUHeadConfig(classes=2, dim=16, hidden=4)).eval()
     results = evaluate([Arm("oracle", head, Oracle(d.standardised()))], d, levels=[0, 2, 3], draws=2)
     assert {round(results.score("oracle", c).accuracy, 9) for c in results.conditions} == {
@@ -200,6 +203,18 @@ def test_what_is_written_can_be_read(tmp_path):
     rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
     assert {r["arm"] for r in rows} == {"zero", "lerp"} and float(rows[0]["accuracy"]) == 1.0
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plot_draws_rates_and_whole_clip_profiles(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    plot = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda self, x, y, **style: drawn.append(list(x)) or plot(self, x, y, **style))
+    arms = [Arm("zero", sign_head(), Zero())]
+    evaluate(arms, data(), levels=[0, 3], draws=1, profiles=["clips-30", "wifi-burst"]).plot(tmp_path / "a.png")
+    ((first, *rest),) = drawn
+    assert first == 0 and len(rest) == 2 and rest == sorted(rest)
 
 
 def test_tables_show_every_arm_and_condition():
