@@ -9,6 +9,7 @@ import heapq
 from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
+from math import isfinite
 from typing import Any, Protocol
 
 import av
@@ -213,7 +214,7 @@ class VideoPacketDecoder(_Decoder):
         image = self._reformatter.reformat(
             frame, width, height, "gray" if self._gray else "rgb24", dst_color_range=2, threads=1
         )
-        plane = image.planes[0]
+        plane: Any = image.planes[0]
         row = width if self._gray else width * 3
         pixels = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, :row]
         if not self._gray:
@@ -370,6 +371,8 @@ def _mono(frame: Any) -> np.ndarray:
     """The mean of the channels, float32 (S,). (``frame.to_ndarray`` is three times slower.)"""
     kind, offset, scale = _SAMPLES[frame.format.name.removesuffix("p")]
     channels, count = len(frame.layout.channels), frame.samples
+    mono: np.ndarray
+    planes: list[np.ndarray]
     if channels == 1:
         mono = np.frombuffer(frame.planes[0], kind, count)
     elif frame.format.is_planar:
@@ -381,9 +384,10 @@ def _mono(frame: Any) -> np.ndarray:
     if offset or scale != 1.0:
         mono -= np.float32(offset)
         mono *= np.float32(scale)
-    if not np.isfinite(mono).all():  # float PCM can hold anything
+    if not isfinite(mono.dot(mono)):  # float PCM can hold anything, and a broken packet gives anything
         mono = np.nan_to_num(mono, nan=0.0, posinf=0.0, neginf=0.0)
-    return np.clip(mono, -1.0, 1.0)
+    np.minimum(mono, 1.0, out=mono)  # np.clip takes three times as long
+    return np.maximum(mono, -1.0, out=mono)
 
 
 def _rows(pixels: np.ndarray, width: int) -> np.ndarray:

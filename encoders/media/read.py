@@ -121,7 +121,7 @@ def _tracks(spec: ClipSpec, tracks: dict[str, int | None] | None) -> dict[str, i
 def _until(file: MediaFile, end: Fraction) -> Iterable[Demuxed]:
     """Packets until each track has passed ``end`` by a second, which is more than any reordering."""
     going = set(file.tracks)
-    for packet in file.demux():
+    for packet in file.demux(Demuxed):
         if packet.modality in going:
             yield packet
             time = packet.decode_time if packet.decode_time is not None else packet.capture_time
