@@ -8,6 +8,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+import tests.shapes  # the hook names it, and must find it there
+
+# Shapes written as types are promises; here, and only here, they are held to.
+assert tests.shapes.check_shapes
+install_import_hook(["encoders", "imputation"], "tests.shapes.check_shapes")
 
 # A loaded machine is no reason to fail: examples are counted, never timed.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
