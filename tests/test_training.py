@@ -187,6 +187,15 @@ def test_a_missing_tensorboard_says_what_to_install(tmp_path, monkeypatch):
         Logs(tmp_path, tensorboard=True)
 
 
+@pytest.mark.slow
+def test_tensorboard_events_lie_beside_the_log_when_asked_for(tmp_path):
+    pytest.importorskip("tensorboard")
+    with Logs(tmp_path, tensorboard=True) as logs:
+        logs.write(1, loss=2.0)
+    assert next((tmp_path / "tensorboard").iterdir()).stat().st_size > 0
+    assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 1, "loss": 2.0}
+
+
 # --- the world around ---
 
 
