@@ -139,14 +139,17 @@ def test_full_range_gray_reaches_black_and_white(tmp_path):
     assert levels(read_all(path, PICTURE)) == [0, 255, 0, 255]
 
 
-def test_rgb_pictures_keep_their_colours(tmp_path):
-    red = np.zeros((34, 50, 3), np.uint8)
-    red[..., 0] = 200
-    path = write_media(tmp_path / "a.avi", [VideoTrack(frames=[red] * 3, codec="rawvideo", pixel_format="bgr24")])
+@pytest.mark.parametrize("suffix", ["avi", "mov", "nut"])
+def test_rgb_pictures_keep_their_colours_and_stand_upright(tmp_path, suffix):
+    """AVI stores raw pictures bottom up."""
+    scene = np.zeros((34, 50, 3), np.uint8)
+    scene[:17, :, 0], scene[17:, :, 2], scene[:, 25:, 1] = 200, 100, 90
+    layout = "bgr24" if suffix == "avi" else "rgb24"
+    path = write_media(
+        tmp_path / f"a.{suffix}", [VideoTrack(frames=[scene] * 3, codec="rawvideo", pixel_format=layout)]
+    )
     spec = ClipSpec(video=VideoSpec(frames=3, size=32, pixel_format="rgb24"))
-    pixels = read_all(path, spec).pictures[0].pixels
-    assert pixels.shape == (34, 50, 3)
-    assert np.abs(pixels.astype(int) - red).max() <= 2
+    assert all(np.array_equal(p.pixels, scene) for p in read_all(path, spec).pictures)
 
 
 @pytest.mark.parametrize(("width", "height"), [(65, 49), (2, 2), (33, 17), (16, 240)])
@@ -286,6 +289,26 @@ def test_tracks_may_begin_late_and_end_early(tmp_path):
     assert len(reading.pictures) == 50
     assert read_clip(path, 0, 0.4, SPEC).audio is None
     assert read_clip(path, 1.2, 0.4, SPEC).audio is not None
+
+
+def test_what_an_edit_list_cuts_off_is_decoded_and_not_shown(tmp_path):
+    """Pictures before time 0 of an mp4: later ones are decoded from them, nobody sees them."""
+    ticks = [1000 * (i - 10) for i in range(30)]
+    path = write_media(tmp_path / "a.mp4", [VideoTrack(frames=moving(30), ticks=ticks, gop=30)])
+    reading = read_all(path, PICTURE)
+    assert [float(p.time) for p in reading.pictures] == pytest.approx([i / 25 for i in range(20)])
+    shown = np.stack([p.pixels for p in reading.pictures]).astype(int)
+    assert np.abs(shown - np.stack(moving(30)[10:])).mean() < 12  # and not the grey of missing references
+    assert reading.origin == 0
+
+
+def test_a_picture_that_changes_its_size_midway_goes_on(tmp_path):
+    small = write_media(tmp_path / "1.ts", [VideoTrack(frames=moving(10), gop=10)])
+    large = write_media(tmp_path / "2.ts", [VideoTrack(frames=moving(10, 96, 64), gop=10)])
+    both = tmp_path / "a.ts"
+    both.write_bytes(small.read_bytes() + large.read_bytes())
+    shapes = [p.pixels.shape for p in read_all(both, PICTURE).pictures]
+    assert shapes == [(48, 64)] * 10 + [(64, 96)] * 10
 
 
 def test_negative_times_are_kept(tmp_path):

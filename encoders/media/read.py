@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from encoders.clips import AudioSpec, ClipSpec, VideoSpec, lay_audio, lay_video, to_flicks
 from encoders.errors import SourceError
-from encoders.media.decode import AudioPacketDecoder, Picture, Sound, VideoPacketDecoder
 from encoders.media.demux import Demuxed, MediaFile
+from encoders.media.pictures import Picture, VideoPacketDecoder
+from encoders.media.sounds import AudioPacketDecoder, Sound
 
 _PREROLL = Fraction(1, 2)  # seconds of sound decoded before a span, so that codecs with memory have settled
 
