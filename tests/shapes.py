@@ -1,4 +1,4 @@
-"""Shapes that are written as types are checked while tests run: a type checker for jaxtyping that knows nothing else."""
+"""Shapes written as types are checked while tests run: a type checker for jaxtyping that knows nothing else."""
 
 import functools
 import inspect
