@@ -18,8 +18,10 @@ from runtime.references import Alone, Anchors, Chain, References, Slots
 
 __all__ = ["INTACT", "AudioDamage", "Damage", "StepRule", "VideoDamage"]
 
-EVENTS = 96  # packets whose verdict may still be revised; decoders hold back 16 pictures at most, threads aside
+EVENTS = 48  # packets whose verdict may still be revised; decoders hold back 16 pictures at most, threads aside
 CORRUPT_SEVERITY = 0.5  # of a picture whose own bytes are wrong, its references being right
+# FFmpeg calls intact pictures of these corrupt, not the same ones in every process; errors it raises still count.
+UNRELIABLE_FLAGS = frozenset({"mpeg4"})
 HEALING = 0.97  # what is left of a severity after one more picture: its intra blocks repair the rest
 
 
@@ -168,6 +170,7 @@ class VideoDamage:
         self._events: deque[_Event] = deque(maxlen=EVENTS)
         self._severity = 0.0
         self._sizes: dict[bool, float] = {}  # running mean payload of independent pictures (True) and others
+        self._flags_count = config.codec not in UNRELIABLE_FLAGS
         self._times_order = True  # False once frames came out in another order than their times
         self.errors = 0
 
@@ -205,6 +208,7 @@ class VideoDamage:
 
     def frame_flag(self, seq: int, *, corrupt: bool = False) -> Damage:
         """The frame of packet ``seq`` left the decoder, which says whether it is ``corrupt``; the verdict on it."""
+        corrupt = corrupt and self._flags_count
         place = next((i for i, e in enumerate(self._events) if e.seq == seq), None)
         if place is None:
             return Damage(True, "corrupt", CORRUPT_SEVERITY) if corrupt else INTACT
@@ -266,7 +270,9 @@ class VideoDamage:
             if event.corrupt:
                 state = state.spoil(picture)
             wrong = wrong or (from_wrong and picture.shown)
-        severity = self._heal(severity, state)
+        severity = severity * HEALING if state.broken else 0.0
+        if wrong and not severity:
+            severity = self._share()  # leading pictures, or a loss that only frame numbers tell of
         event.damage = Damage(True, "reference", severity) if wrong else INTACT
         if event.corrupt:
             severity = max(severity, CORRUPT_SEVERITY)
@@ -280,9 +286,6 @@ class VideoDamage:
         for event in events:
             event.before, event.severity_before = self._references, self._severity
             self._judge(event)
-
-    def _heal(self, severity: float, state: References) -> float:
-        return severity * HEALING if state.broken else 0.0
 
     def _share(self) -> float:
         """How much of a picture one lost packet carries: inter pictures against independent ones, by bytes."""

@@ -21,14 +21,15 @@ FAR = 1 << 40  # an order of presentation beyond every other
 class _Kept:
     """A reference picture in the decoder; a lost one's order of presentation is known within bounds only.
 
-    In its place FFmpeg keeps a copy of the reference before it, ``stand_in`` in order of presentation (two after).
+    In its place FFmpeg keeps a copy of the reference before it, two after that in order of presentation.
     """
 
     frame_num: int
     low: int
     high: int
     wrong: bool
-    stand_in: int
+    place: int  # in order of presentation, to the decoder
+    content: int  # number of the picture that it shows
 
     @property
     def known(self) -> bool:
@@ -49,6 +50,7 @@ class H264References:
     exact: bool = False  # kept is what the decoder keeps
     top: int = 0  # the latest order of presentation since the IDR
     last_order: int = 0  # of the last reference picture, unwrapped
+    count: int = 0  # pictures kept so far
 
     @property
     def broken(self) -> bool:
@@ -61,8 +63,8 @@ class H264References:
         order = 0 if picture.order is None else picture.order
         if picture.reset:
             _, chain = self.chain.step(picture, time)
-            first = (_Kept(picture.frame_num or 0, order, order, False, order),)
-            return False, H264References(chain, first, picture.lists is not None, order, order)
+            first = (_Kept(picture.frame_num or 0, order, order, False, order, 0),)
+            return False, H264References(chain, first, picture.lists is not None, order, order, 1)
         if picture.order is not None:
             order = unwrap(picture.order, self.last_order, picture.order_size.bit_length() - 1)
         state = self._place_lost(picture, time, order)._hand_over(picture)
@@ -85,7 +87,7 @@ class H264References:
         """Keep a wrong picture for each lost reference, if it is certain which were lost."""
         chain = self.chain
         missing = chain.missing_references(picture)
-        if not self.exact or chain.broken or not chain.lost or not missing:
+        if not self.exact or chain.broken or not chain.lost or not missing or not self.kept:
             return self
         certain = missing == chain.lost if picture.order is None else missing <= chain.lost
         if not certain or missing > picture.references or not chain.on_time(picture, time):
@@ -95,9 +97,10 @@ class H264References:
         state = self
         for i in range(1, missing + 1):
             frame_num = (chain.last_reference + i) % picture.max_frame_num
-            copy = state.kept[-1].stand_in + 2 if state.kept else order
+            before = state.kept[-1]
+            copy = _Kept(frame_num, low, high, True, before.place + 2, before.content)
             state = state._slide(picture)
-            state = replace(state, kept=(*state.kept, _Kept(frame_num, low, high, True, copy)))
+            state = replace(state, kept=(*state.kept, copy))
         last = (picture.frame_num - 1) % picture.max_frame_num
         return replace(state, chain=replace(chain, lost=0, last_reference=last))
 
@@ -133,18 +136,26 @@ class H264References:
         return any(wrong.get(n, True) for n in numbers[: lists.active[0]])
 
     def _b_uses_wrong(self, picture: Picture, lists: Lists, order: int) -> bool:
-        """Could a wrong picture be in a list of a B slice? Nearest first, lost ones anywhere in bounds (8.2.4.2.3)."""
-        moved = {n for moves in lists.moves for n in _moved(picture, moves)}
+        """The lists of a B slice: nearest first (8.2.4.2.3).
+
+        It is wrong if a lost picture may be in a list, if a wrong one is, or if the copies that stand in for lost ones
+        push another picture out of its place.
+        """
+        numbers = {k.number(picture): k.wrong for k in self.kept}
+        if any(numbers.get(n, True) for moves in lists.moves for n in _moved(picture, moves)):
+            return True
+        meant = _nearest([(k.low, k.content) for k in self.kept if k.known], order)
+        found = _nearest([(k.place, k.content) for k in self.kept], order)
+        wrong = {k.content for k in self.kept if k.wrong and k.known}
         known = [k.low for k in self.kept if k.known]
-        back = [-k for k in known]  # list 1 looks the other way
-        return any(
-            k.number(picture) in moved
-            or min(_rank(k.low, k.high, order, known), _rank(k.stand_in, k.stand_in, order, known)) < lists.active[0]
-            or min(_rank(-k.high, -k.low, -order, back), _rank(-k.stand_in, -k.stand_in, -order, back))
-            < lists.active[1]
-            for k in self.kept
-            if k.wrong
-        )
+        for direction, (active, ours, theirs) in zip(
+            (1, -1), zip(lists.active, meant, found, strict=True), strict=True
+        ):
+            if ours[:active] != theirs[:active] or wrong & set(ours[:active]):
+                return True
+            if any(not k.known and _rank(k.low, k.high, order, known, direction) < active for k in self.kept):
+                return True
+        return False
 
     def _keep(self, picture: Picture, order: int, wrong: bool) -> "H264References":
         """Marking: give up what the slice says or the oldest, keep this picture (8.2.5)."""
@@ -157,9 +168,9 @@ class H264References:
             gone = {picture.frame_num - difference for difference in picture.lists.forgets}
             state = replace(self, kept=tuple(k for k in self.kept if k.number(picture) not in gone))
         state = state._slide(picture)
-        this = _Kept(picture.frame_num or 0, order, order, wrong, order)
+        this = _Kept(picture.frame_num or 0, order, order, wrong, order, self.count)
         exact = state.exact and picture.lists is not None
-        return replace(state, kept=(*state.kept, this), top=top, last_order=order, exact=exact)
+        return replace(state, kept=(*state.kept, this), top=top, last_order=order, exact=exact, count=self.count + 1)
 
     def _slide(self, picture: Picture) -> "H264References":
         """Make room for one more: the smallest FrameNumWrap goes (8.2.5.3)."""
@@ -180,8 +191,22 @@ def _moved(picture: Picture, moves: tuple[int, ...]) -> list[int]:
     return numbers
 
 
-def _rank(low: int, high: int, here: int, known: list[int]) -> int:
-    """The best place in list 0 of a picture between ``low`` and ``high``: the past first, nearest first, then the rest."""
+def _nearest(kept: list[tuple[int, int]], here: int) -> tuple[list[int], list[int]]:
+    """Contents of lists 0 and 1 from (order of presentation, content), oldest first.
+
+    Of several at one place FFmpeg takes the oldest of the past and the newest of the future.
+    """
+    past = {place: content for place, content in reversed(kept) if place <= here}
+    future = {place: content for place, content in kept if place > here}
+    before = [past[place] for place in sorted(past, reverse=True)]
+    after = [future[place] for place in sorted(future)]
+    return before + after, after + before
+
+
+def _rank(low: int, high: int, here: int, known: list[int], direction: int) -> int:
+    """The best place in list 0 (direction 1) or list 1 (-1) of a picture that lies between ``low`` and ``high``."""
+    if direction < 0:
+        low, high, here, known = -high, -low, -here, [-k for k in known]
     if low < here:
         nearest = min(high, here - 1)
         return sum(nearest < k < here for k in known)

@@ -158,12 +158,15 @@ class Anchors:
 
     ``temporal_reference`` numbers pictures in order of presentation within a group, so the B pictures still to come
     between two anchors are known: if no more packets are lost than that, and the next picture fits, no anchor is.
+    MPEG-4 has no such number; there the times of presentation take its place, counted in their smallest step.
     """
 
     older: _Anchor = _Anchor()
     newer: _Anchor = _Anchor()
     between: int | None = None  # B pictures of this pair still to come; None = not known
     lost: int = 0
+    last_time: int | None = None  # ticks
+    period: int = 0  # the smallest step between times so far; 0 = not known
 
     @property
     def broken(self) -> bool:
@@ -173,7 +176,11 @@ class Anchors:
         return replace(self, lost=self.lost + count)
 
     def step(self, picture: Picture, time: int) -> tuple[bool, "Anchors"]:
-        state = self._judge_loss(picture) if self.lost else self
+        state = self
+        if picture.order is None:
+            picture, state = self._number_by_time(picture, time)
+        if state.lost:
+            state = state._judge_loss(picture)
         return state._b(picture) if picture.kind == "B" else state._anchor(picture)
 
     def spoil(self, picture: Picture) -> "Anchors":
@@ -188,7 +195,15 @@ class Anchors:
             if fits:
                 return replace(self, lost=0, between=self.between - self.lost)
         wrong = replace(self.newer, wrong=True)
-        return Anchors(older=wrong, newer=wrong)
+        return replace(self, older=wrong, newer=wrong, between=None, lost=0)
+
+    def _number_by_time(self, picture: Picture, time: int) -> tuple[Picture, "Anchors"]:
+        step = abs(time - self.last_time) if self.last_time is not None else 0
+        period = min(self.period or step, step or self.period)
+        state = replace(self, last_time=time, period=period)
+        if period and period == self.period:
+            return replace(picture, order=max(0, round(time / period))), state
+        return picture, state
 
     def _b(self, picture: Picture) -> tuple[bool, "Anchors"]:
         between = None if self.between is None else max(0, self.between - 1)
@@ -200,7 +215,7 @@ class Anchors:
         newer = _Anchor(wrong, -1 if picture.order is None else picture.order)
         between = None if picture.order is None else newer.order - older.order - 1
         known = between is not None and 0 <= between <= 16 and (picture.new_group or older.order >= 0)
-        return wrong, Anchors(older, newer, between if known else None)
+        return wrong, replace(self, older=older, newer=newer, between=between if known else None)
 
 
 @dataclass(frozen=True, slots=True)
