@@ -189,7 +189,7 @@ class ClipAssembler:
     def complete(self, modality: str) -> bool:
         """Whether everything of the next cell has come, as far as this modality's order tells."""
         track = self.tracks[modality]
-        return track.watermark is not None and track.watermark >= track.closed + track.length  # type: ignore[no-any-return]
+        return track.watermark is not None and track.watermark >= track.closed + track.length
 
     def latest(self) -> int | None:
         """The end of everything that is known, in flicks; None if nothing is."""

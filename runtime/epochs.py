@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from enum import Enum
 
 from encoders.clips import FLICKS
-from runtime.clock import EPOCH_JUMP
+from runtime.clock import EPOCH_JUMP, Drift, DriftMonitor
 from runtime.packet import Packet
 
 JUMP = int(EPOCH_JUMP * FLICKS)
+APART = 10 * FLICKS  # by which two clocks that run together may differ when the second is first heard
+OUTAGE = 60 * FLICKS  # a longer hole ends the epoch, whatever explains it: nothing is gained by counting it in clips
+DRIFT_SECONDS = 60.0  # of measuring before drift between the clocks is believed
 GRACE_SECONDS = 1.0  # on the receiver's clock: how long the other modality may still send the old epoch's rest
 
 
@@ -60,9 +63,14 @@ class CaptureClocks:
         time, step = raw + self.shift.get(modality, 0), Step.GOES_ON
         if last is None:
             self._last[modality] = _Last(raw, packet.seq, duration, packet.arrival)
+            time, step = self._join(packet, raw, time)
+            if step is Step.JUMPS:
+                return self._jump(modality, raw)
         else:
             difference, following = raw - last.time, packet.seq == last.seq + 1
-            jumped = not -JUMP <= difference <= JUMP and self._unexplained(packet, raw, time, last)
+            jumped = not -JUMP <= difference <= JUMP and (
+                self._far(time) or self._unexplained(packet, raw, time, last)
+            )
             last.time, last.seq, last.duration, last.arrival = raw, packet.seq, duration, packet.arrival
             if jumped:
                 return self._jump(modality, raw)
@@ -78,6 +86,23 @@ class CaptureClocks:
         """From now on so many flicks of a modality's shift are drift against the other's clock."""
         self.shift[modality] = self.shift.get(modality, 0) + offset - self._drift.get(modality, 0)
         self._drift[modality] = offset
+
+    def _far(self, time: int) -> bool:
+        return self.front is not None and abs(time - self.front) > OUTAGE
+
+    def _join(self, packet: Packet, raw: int, time: int) -> tuple[int, Step]:
+        """The first packet of a modality: does its clock run with the other's?"""
+        others = [(m, last) for m, last in self._last.items() if m != packet.modality]
+        if not others or self.front is None:
+            return time, Step.GOES_ON
+        modality, other = others[0]
+        if packet.arrival is None or other.arrival is None:
+            return time, Step.JUMPS if abs(time - self.front) > OUTAGE else Step.GOES_ON
+        expected = other.time + self.shift.get(modality, 0) + int((packet.arrival - other.arrival) * FLICKS)
+        if abs(time - expected) <= APART:
+            return time, Step.GOES_ON
+        self.shift[packet.modality] = expected - raw
+        return expected, Step.SHIFTED
 
     def _unexplained(self, packet: Packet, raw: int, time: int, last: _Last) -> bool:
         difference = raw - last.time
@@ -119,3 +144,10 @@ class CaptureClocks:
         del self._behind[modality]
         self.shift[modality] = self.front - raw
         return self.front, Step.SHIFTED
+
+
+def drift_monitor() -> DriftMonitor:
+    """Network jitter moves the least transit by milliseconds: only over a minute does 100 ppm stand out."""
+    monitor = DriftMonitor()
+    monitor.video, monitor.audio = Drift(least=DRIFT_SECONDS), Drift(least=DRIFT_SECONDS)
+    return monitor

@@ -6,15 +6,19 @@ own: a codec's state runs forwards only.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 from encoders.clips import FLICKS, AudioSpec, VideoSpec, to_flicks
 from runtime.clip import Fate
+from runtime.clock import EPOCH_JUMP
+from runtime.epochs import OUTAGE
 from runtime.jitter import AdaptiveDelay, JitterBuffer, TransitFloor
 from runtime.packet import CodecConfig, Gap, Packet
 
 REMEMBERED = 512  # packets whose outcome may still change; far more than any decoder holds back
+OUTAGE_SECONDS = OUTAGE / FLICKS
 NEIGHBOURS = 8  # packets decoded before and after a late one, so that the codec's state is right where it matters
 FRAME_SECONDS = 0.04  # until packets tell
 INTRA_ONLY = frozenset(
@@ -65,7 +69,7 @@ class Lane:
         self._step = 0  # usual ticks between two
         self._base: Fraction | None = None
         self._scale = 0  # flicks to a tick of that base
-        self._fates: dict[int, Any] = {}  # packet -> its Fate, None if that is settled
+        self._fates: dict[int, Fate | None] = {}  # packet -> its Fate, None if that is settled
         self._recent: dict[int, Packet] = {}
         self._newest: float | None = None  # capture time, seconds
         self._reorder = 0.0  # seconds by which packets come after ones of later capture time (B frames)
@@ -138,6 +142,15 @@ class Lane:
             self._scale = scale // base.denominator if scale % base.denominator == 0 else 0
         return ticks * self._scale if self._scale else to_flicks(ticks, base)
 
+    def bounded(self, gap: Gap) -> Gap:
+        """A gap no longer than its packets can explain: the one after it may be of another epoch."""
+        if gap.start is None or gap.end is None:
+            return gap
+        usual = gap.count * (self._period or FRAME_SECONDS)
+        if gap.end - gap.start <= 1.5 * usual + EPOCH_JUMP and gap.end - gap.start <= OUTAGE_SECONDS:
+            return gap
+        return replace(gap, end=gap.start + min(usual, OUTAGE_SECONDS))
+
     def flush(self) -> list[Any]:
         """What is still inside the decoder."""
         pieces: list[Any] = self._decoder.flush()
@@ -158,13 +171,10 @@ class Lane:
 
     def fates_of(self, seqs: Sequence[int]) -> list[Fate] | None:
         """The open fates of these packets; None if none of them belongs to this epoch."""
-        if len(seqs) == 1:
-            fate = self._fates.get(seqs[0], False)
-            return None if fate is False else [fate] if fate is not None else []
         known = [s for s in seqs if s in self._fates]
         if not known and seqs:
             return None
-        return [self._fates[s] for s in known if self._fates[s] is not None]
+        return [fate for s in known if (fate := self._fates[s]) is not None]
 
     def repair(self, packet: Packet) -> list[Any]:
         """Decode a late packet among its neighbours; pieces, some of them again, with damage judged afresh."""
@@ -198,10 +208,14 @@ class Lane:
         self._recent.clear()
         self.last_end = None
 
+    def untie(self) -> None:
+        """A new epoch: when its times arrive is not known until a packet of it comes."""
+        self.transit = TransitFloor()
+
     def restart(self) -> None:
         """The capture clock changed: what was learned of arrivals holds no more."""
         self.jitter.clock_changed()
-        self.transit = TransitFloor()
+        self.untie()
         self._newest, self._reorder = None, 0.0
 
     def change(self, config: CodecConfig) -> None:

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
-__all__ = ["FATES", "Counts", "Histogram", "Ledger"]
+__all__ = ["FATES", "Counts", "Histogram", "Ledger", "Ledgers"]
 
 FATES = ("malformed", "duplicate", "late", "damaged", "used", "shed", "unused")  # in order of precedence
 
@@ -127,6 +127,32 @@ class Ledger:
     def _settle_new(self, fate: str, count: int) -> None:
         self._received += count
         self._fates[fate] += count
+
+
+class Ledgers(dict[str, Ledger]):
+    """The ledger of each modality, made when first asked for."""
+
+    def __missing__(self, modality: str) -> Ledger:
+        self[modality] = Ledger()
+        return self[modality]
+
+    def settle(self, modality: str, outcome: str, seqs: list[int]) -> None:
+        """These packets have met their fate."""
+        ledger = self[modality]
+        if outcome == "used":
+            ledger.repair(seqs)  # used, even if late
+        else:
+            ledger.mark(seqs, outcome)
+        ledger.settle(seqs)
+
+    def as_dict(self) -> dict[str, dict[str, int]]:
+        """Counts by modality."""
+        return {modality: ledger.counts.as_dict() for modality, ledger in self.items()}
+
+    def check(self) -> None:
+        """Assert the conservation law for each modality."""
+        for ledger in self.values():
+            ledger.counts.check()
 
 
 # Milliseconds: fine below a frame, coarse above a second.

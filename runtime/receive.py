@@ -17,47 +17,19 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from encoders.clips import FLICKS, ClipSpec, from_flicks, grid_floor, to_flicks
+from encoders.clips import FLICKS, ClipSpec, from_flicks, grid_floor
 from imputation.presence import PresenceRule
 from runtime.clip import Clip, ClipAssembler, Fate
-from runtime.clock import EPOCH_JUMP, Drift, DriftMonitor
-from runtime.epochs import JUMP, CaptureClocks, Step
+from runtime.clock import EPOCH_JUMP
+from runtime.deadlines import Deadlines
+from runtime.epochs import JUMP, CaptureClocks, Step, drift_monitor
 from runtime.jitter import AdaptiveDelay, Late
 from runtime.lane import Lane, build_parts
-from runtime.metrics import Ledger
+from runtime.metrics import Ledgers
 from runtime.packet import MODALITIES, Decision, Gap, Packet, StreamInfo
 
 __all__ = ["Event", "Receiver"]
 
-SILENT_SECONDS = 2.0  # a modality that sent nothing for so long is not waited for
-PATIENCE = 2.0  # further seconds for packets without arrival times: nothing is late in a file, only interleaved
-DRIFT_SECONDS = 60.0  # of measuring before drift between the clocks is believed
-
-
-class Ledgers(dict[str, Ledger]):
-    """The ledger of each modality, made when first asked for."""
-
-    def __missing__(self, modality: str) -> Ledger:
-        self[modality] = Ledger()
-        return self[modality]
-
-    def settle(self, modality: str, outcome: str, seqs: list[int]) -> None:
-        """These packets have met their fate."""
-        ledger = self[modality]
-        if outcome == "used":
-            ledger.repair(seqs)  # used, even if late
-        else:
-            ledger.mark(seqs, outcome)
-        ledger.settle(seqs)
-
-    def as_dict(self) -> dict[str, dict[str, int]]:
-        """Counts by modality."""
-        return {modality: ledger.counts.as_dict() for modality, ledger in self.items()}
-
-    def check(self) -> None:
-        """Assert the conservation law for each modality."""
-        for ledger in self.values():
-            ledger.counts.check()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,15 +79,13 @@ class Receiver:
             if m in info.codecs
         }
         self._clocks = CaptureClocks()
-        self._drift = _drift_monitor() if len(self._lanes) == 2 else None
+        self._drift = drift_monitor() if len(self._lanes) == 2 else None
         self._obeys = False  # a recording brought clock remaps of its own
         self._assembler: ClipAssembler | None = None
         self._origin = 0  # flicks
-        self._ends = 0.0  # where the next clip to close ends, seconds
         self._epoch, self._index = 0, 0
         self._now = -math.inf  # the receiver's clock
-        self._first: float | None = None  # when the first packet came
-        self._untimed = False  # packets carry no arrival times
+        self._deadlines = Deadlines(self._lanes)
         self._pending: list[Gap] = []  # gaps before the first packet
         self._shed: list[tuple[str, int]] = []  # decisions about clips that are not open yet
         self._finished = False
@@ -141,18 +111,15 @@ class Receiver:
             self.ledger.settle(item.modality, "unused", [item.seq])
             return out
         self._now = max(self._now, at)
-        if self._first is None:
-            self._first = self._now
-        self._hear(lane)
         return out + self._take(lane, self._order(lane, item))
 
     def advance(self, now: float) -> list[Clip]:
         """Let time pass to ``now``: every packet that arrived until then has been pushed. Clips that closed."""
         assert now < math.inf, "the end of a stream is finish(), not an endless wait"
         out: list[Clip] = []
-        if self._nothing_due(now):
+        if self._deadlines.nothing_due(now):
             return out
-        while (due := self._next_deadline()) is not None and due[0] <= now:
+        while (due := self._deadlines.next(self._assembler)) is not None and due[0] <= now:
             at, lane = due
             self._now = max(self._now, at)
             if lane is None:
@@ -177,7 +144,7 @@ class Receiver:
     @property
     def next_deadline(self) -> float | None:
         """When ``advance`` will have something to do if nothing more arrives; None = never."""
-        due = self._next_deadline()
+        due = self._deadlines.next(self._assembler)
         return None if due is None else due[0]
 
     @property
@@ -225,6 +192,8 @@ class Receiver:
     def _deliver(self, lane: Lane, packet: Packet) -> list[Clip]:
         """A packet in its order: place it on the grid, judge it, decode it, lay down what came out."""
         out: list[Clip] = []
+        if self._deadlines.hear(lane, self._now):
+            self._event("started", lane.modality)
         raw, lasts = lane.flicks(packet.capture_time, packet.time_base), lane.length_of(packet)
         placed, step = self._clocks.place(packet, raw, lasts if packet.duration else 0, self._now)
         if step is not Step.GOES_ON:
@@ -264,6 +233,8 @@ class Receiver:
             if lane.modality == "video" and packet.keyframe:
                 flushed.append(lane)  # without a keyframe the decoder needs the pictures it has
             out = self._end_epoch(flushed)
+            for other in self._lanes.values():
+                other.untie()
             self._event("epoch", lane.modality, f"capture clock jumped to {placed / FLICKS:.3f} s")
         else:
             self._event("shifted", lane.modality, f"moved by {self._clocks.shift[lane.modality] / FLICKS:.3f} s")
@@ -304,19 +275,21 @@ class Receiver:
     def _gap(self, lane: Lane, gap: Gap) -> None:
         self.ledger[lane.modality].lose(gap.count)
         lane.damage.push(gap)
+        gap = lane.bounded(gap)
         if self._assembler is None:
             self._pending.append(gap)
-        else:
+        elif lane.timed:  # else it is of the epoch before
             self._assembler.gap(lane.modality, self._flicks(lane, gap.start), self._flicks(lane, gap.end))
 
     def _late(self, lane: Lane, late: Late) -> None:
         """A packet that was given up came after all: repair with it what can be repaired."""
         packet = late.packet
         assembler = self._assembler
-        if assembler is None:
+        at = lane.flicks(packet.capture_time, packet.time_base) + lane.shift - self._origin
+        here = lane.timed and self._clocks.front is not None and 0 <= at <= self._clocks.front - self._origin
+        if assembler is None or not here:  # of the epoch before
             self.ledger.settle(lane.modality, "late", [packet.seq])
             return
-        at = to_flicks(packet.capture_time, packet.time_base) + lane.shift - self._origin
         mended = lane.repair(packet) if lane.repairable else []
         mended = [m for m in mended if not m.damaged]
         if not any(packet.seq in m.seqs for m in mended):
@@ -353,49 +326,10 @@ class Receiver:
         if audio is not None and audio.resting:
             audio.rest((assembler.next_cell + 1) * audio.length)
         leads = [lane.lead for lane in self._lanes.values() if lane.timed]
-        wait = self._now - (self._ends + min(leads, default=0.0))
+        wait = self._now - (self._deadlines.ends + min(leads, default=0.0))
         out = assembler.close(max(wait, 0.0) * 1e3)
-        self._ends = (self._origin + assembler.next_end) / FLICKS
+        self._deadlines.ends = (self._origin + assembler.next_end) / FLICKS
         return out
-
-    def _nothing_due(self, now: float) -> bool:
-        """A quick no, right for nearly every packet: nobody waits for a hole, and the next clip has not ended."""
-        lead = math.inf
-        for lane in self._lanes.values():
-            if lane.jitter.stats.queued or (lane.silent_at is not None and lane.silent_at <= now):
-                return False
-            lead = min(lead, lane.lead)
-        return self._assembler is None or now < self._ends + lead
-
-    def _next_deadline(self) -> tuple[float, Lane | None] | None:
-        """The earliest of: a hole given up, a modality given up, a clip whose playout deadline has come (None)."""
-        best: tuple[float, Lane | None] | None = None
-        for lane in self._lanes.values():
-            for at in (lane.jitter.next_deadline, lane.silent_at if self._assembler is not None else None):
-                if at is not None and (best is None or at < best[0]):
-                    best = at, lane
-        clip = self._clip_deadline()
-        if clip is not None and (best is None or clip < best[0]):
-            best = clip, None
-        return best
-
-    def _clip_deadline(self) -> float | None:
-        """When the next clip closes whatever is missing: the latest playout deadline of the modalities it waits for."""
-        assembler = self._assembler
-        if assembler is None:
-            return None
-        lanes = list(self._lanes.values())
-        waited = [lane for lane in lanes if not lane.silent] or lanes
-        known = [lane.lead for lane in lanes if lane.timed]
-        latest = -math.inf
-        for lane in waited:
-            if assembler.complete(lane.modality):
-                continue
-            lead = lane.lead if lane.timed else min(known)
-            latest = max(latest, self._ends + lead + lane.jitter.delay + lane.slack)
-        if latest == -math.inf:
-            return None
-        return latest + (PATIENCE if self._untimed else 0.0)
 
     # ------------------------------------------------------------------------------------------------------- epochs
 
@@ -427,7 +361,7 @@ class Receiver:
             lane = self._lanes[gap.modality]
             self._assembler.gap(gap.modality, self._flicks(lane, gap.start), self._flicks(lane, gap.end))
         self._pending.clear()
-        self._ends = (self._origin + self._assembler.next_end) / FLICKS
+        self._deadlines.ends = (self._origin + self._assembler.next_end) / FLICKS
         return self._assembler
 
     def _end_epoch(self, flushed: list[Lane], last: bool = False) -> list[Clip]:
@@ -443,10 +377,10 @@ class Receiver:
             out += self._close()
         out += assembler.finish(last)
         self._index, self._epoch = assembler.next_index, self._epoch + 1
-        self._assembler = None
+        self._assembler, self._deadlines.ends = None, math.inf
         for lane in self._lanes.values():
             lane.forget()
-        if self._drift is not None:
+        if self._drift is not None and not last:
             self._drift.reset()
             self._clocks.correct("audio", 0)
         return out
@@ -464,13 +398,11 @@ class Receiver:
         share = (end - assembler.next_end + assembler.length) / assembler.length
         return any(self.rule.present(m, share) for m in self.modalities)
 
-    # ------------------------------------------------------------------------------------------------ small things
-
     def _arrival(self, packet: Packet) -> float | None:
         """When a packet came, on the receiver's clock; None for nonsense."""
         if packet.arrival is not None:
             return packet.arrival if math.isfinite(packet.arrival) else None
-        self._untimed = True
+        self._deadlines.untimed = True
         sent = packet.decode_seconds + (self._lanes[packet.modality].bias if packet.modality in self._lanes else 0.0)
         # A capture clock that jumps must not take the receiver's clock along.
         return min(sent, self._now + EPOCH_JUMP) if self._now > -math.inf else sent
@@ -478,17 +410,8 @@ class Receiver:
     def _flicks(self, lane: Lane, seconds: float | None) -> int | None:
         return None if seconds is None else round(seconds * FLICKS) + lane.shift - self._origin
 
-    def _hear(self, lane: Lane) -> None:
-        if lane.silent or lane.silent_at is None or not lane.heard:
-            self._event("started", lane.modality)
-        lane.silent, lane.heard = False, True
-        lane.silent_at = self._now + SILENT_SECONDS
-        for other in self._lanes.values():
-            if other.silent_at is None and not other.silent:
-                other.silent_at = self._now + SILENT_SECONDS
-
     def _miss(self, lane: Lane) -> None:
-        lane.silent, lane.silent_at = True, None
+        self._deadlines.miss(lane)
         self._event("ended" if lane.heard else "absent", lane.modality)
 
     def _measure(self, lane: Lane, packet: Packet) -> None:
@@ -504,9 +427,8 @@ class Receiver:
             self._remap(remap.offset, remap.drift_ppm)
 
     def _remap(self, offset: Fraction, ppm: float) -> None:
-        lane = self._lanes["audio"]
-        lane.remap = offset.numerator * FLICKS // offset.denominator
-        self._clocks.correct("audio", lane.remap)
+        self._clocks.correct("audio", offset.numerator * FLICKS // offset.denominator)
+        self._lanes["audio"].shift = self._clocks.shift["audio"]
         self._event("clock_remap", "audio", f"offset {float(offset) * 1e3:.3f} ms, drift {ppm:.0f} ppm")
 
     def _decide(self, decision: Decision) -> list[Clip]:
@@ -528,11 +450,3 @@ class Receiver:
         clip = self._assembler.next_index if self._assembler is not None else self._index
         arrival = self._now if math.isfinite(self._now) else 0.0
         self.events.append(Event(kind=kind, modality=modality, arrival=arrival, clip=clip, detail=detail))
-
-
-
-def _drift_monitor() -> DriftMonitor:
-    """Network jitter moves the least transit by milliseconds: only over a minute does 100 ppm stand out."""
-    monitor = DriftMonitor()
-    monitor.video, monitor.audio = Drift(least=DRIFT_SECONDS), Drift(least=DRIFT_SECONDS)
-    return monitor

@@ -70,7 +70,7 @@ class ListSource:
 def packet(
     modality: str = "video", seq: int = 0, ms: float | None = None, level: int | None = None, **fields: Any
 ) -> Packet:
-    """A packet of a 25 fps track or of 20 ms blocks, in its place unless ``ms`` says another; ``level``: its content."""
+    """A packet of a 25 fps track or of 20 ms blocks, in its place unless ``ms`` says another, of that ``level``."""
     step = FRAME if modality == "video" else BLOCK
     time = round(seq * step / TICK) if ms is None else round(ms)
     fields.setdefault("duration", round(step / TICK))

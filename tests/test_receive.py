@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -141,7 +142,7 @@ def test_a_lost_frame_is_closed_with_the_nearest_of_the_same_clip() -> None:
 
 
 @given(st.integers(0, 4), st.sets(st.integers(0, 49)), st.sets(st.integers(0, 99)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_what_is_outside_a_clip_never_shows_in_it(clip: int, frames: set[int], blocks: set[int]) -> None:
     inside = {"video": range(10 * clip, 10 * clip + 10), "audio": range(20 * clip, 20 * clip + 20)}
     lossy = without(without(stream(2.0), "video", sorted(frames)), "audio", sorted(blocks))
@@ -410,7 +411,9 @@ def test_when_one_modality_jumps_alone_the_other_is_moved_beside_it() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["video", "audio"]), st.integers(0, 60), st.integers(-(2**33), 2**33), st.floats(0, 5)),
+        st.tuples(
+            st.sampled_from(["video", "audio"]), st.integers(0, 60), st.integers(-(2**33), 2**33), st.floats(0, 300)
+        ),
         max_size=40,
     )
 )
@@ -421,10 +424,35 @@ def test_any_times_whatever_are_survived(items: list[tuple[str, int, int, float]
         r.push(packet(modality, seq, ms, level=seq, arrival=arrival), arrival)
     clips = r.finish()
     r.ledger.check()
-    assert len(clips) < 2000
+    assert len(clips) <= 200 * max(len(items), 1)
 
 
 # --------------------------------------------------------------------------------------------------------- decisions
+
+
+def test_a_long_outage_is_not_counted_out_in_clips() -> None:
+    first, later = stream(2.0), shifted(stream(4.0), 1000.0, arrive=1000.0)
+    later = [replace(p, seq=p.seq + 5000) for p in later]
+    r = receiver()
+    clips = play(first + later, r)
+    assert {c.epoch for c in clips} == {0, 1}
+    assert 100 < len(clips) < 170
+    assert [c.presence["audio"] for c in clips][-10:] == [True] * 10
+
+
+def test_a_camera_that_comes_back_after_minutes_opens_no_epoch() -> None:
+    video = [p for p in track("video", 90.0) if not 2.0 <= p.seconds < 86.0]
+    clips = play(sent(video + track("audio", 90.0)), receiver())
+    assert {c.epoch for c in clips} == {0}
+    assert sum(c.presence["video"] for c in clips) == 15
+
+
+def test_clocks_that_never_ran_together_are_laid_side_by_side() -> None:
+    audio = [replace(p, capture_time=p.capture_time + 900_000) for p in sent(track("audio", 4.0))]
+    r = receiver(replace(INFO, origin=None))
+    clips = play(sorted(sent(track("video", 4.0)) + audio, key=lambda p: p.arrival or 0), r)
+    assert sum(c.presence["video"] and c.presence["audio"] for c in clips) >= 9
+    assert len(clips) <= 11
 
 
 def test_a_shed_clip_is_absent_by_choice_and_its_packets_are_shed() -> None:
@@ -452,7 +480,7 @@ def test_drift_between_the_clocks_is_mapped_away_and_each_remap_is_an_event() ->
     r = receiver()
     clips = play(sorted(sent(track("video", 100.0)) + audio, key=lambda p: p.arrival or 0), r)
     remaps = [e for e in r.events if e.kind == "clock_remap"]
-    assert remaps and min(b.arrival - a.arrival for a, b in zip(remaps, remaps[1:], strict=False)) >= 9.9
+    assert remaps and min(b.arrival - a.arrival for a, b in pairwise(remaps)) >= 9.9
     assert r.drift_ppm == pytest.approx(400, abs=30)
     assert all(c.presence["audio"] for c in clips[:-1])
 
@@ -479,8 +507,10 @@ def lossy_runs(draw: st.DrawFn) -> list[Packet]:
 
 
 @given(lossy_runs(), st.integers(0, 3), st.booleans())
-@settings(max_examples=50, deadline=None)
-def test_every_packet_meets_one_fate_and_every_clip_closes(packets: list[Packet], lookahead: int, chained: bool) -> None:
+@settings(max_examples=30, deadline=None)
+def test_every_packet_meets_one_fate_and_every_clip_closes(
+    packets: list[Packet], lookahead: int, chained: bool
+) -> None:
     r = receiver(lookahead=lookahead, chained=("video",) if chained else (), hold=1)
     clips = play(packets, r)
     for modality in ("video", "audio"):
@@ -499,7 +529,7 @@ def test_every_packet_meets_one_fate_and_every_clip_closes(packets: list[Packet]
 
 
 @given(lossy_runs(), st.integers(0, 2), st.lists(st.floats(0, 1), min_size=1, max_size=40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_extra_calls_change_nothing(packets: list[Packet], lookahead: int, shares: list[float]) -> None:
     alone = receiver(lookahead=lookahead)
     expected = [plain(c) for c in play(packets, alone)]
