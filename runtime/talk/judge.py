@@ -4,7 +4,7 @@ Pictures of the speakers to judge are decoded again at full size; every window i
 tracker starts from nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +49,7 @@ def judged(net: TalkNet, tracker: FaceTracker, sight: np.ndarray, sound: np.ndar
     return torch.stack((v, a), 1)
 
 
-def test_windows(
+def unseen_windows(
     net: TalkNet,
     face: FaceBox,
     corpus: Corpus,
@@ -58,7 +58,8 @@ def test_windows(
     seed: int,
     grid: Grid,
     noises: Sequence[np.ndarray],
-    split: str = "test",
+    split: str,
+    progress: Callable[[int, int], None],
 ) -> FeatureSet:
     """``each`` windows of every condition for every speaker; names say ``speaker:condition:number``."""
     rng = np.random.default_rng(seed)
@@ -71,6 +72,7 @@ def test_windows(
                 sight, sound = scene(rng, condition, corpus.by_speaker[speaker], others, grid, noises)
                 features.append(judged(net, tracker, sight, sound, grid))
                 names.append(f"{speaker}:{condition}:{number}"), who.append(speaker)
+            progress(len(names), len(speakers) * len(CONDITIONS) * each)
     label = torch.tensor([LABEL_OF[name.split(":")[1]] for name in names])
     notes = {"clip_seconds": grid.seconds}
     return FeatureSet.of(

@@ -11,7 +11,7 @@ bundle      everything in one folder                                bundle/
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -97,23 +97,39 @@ class Making:
 
     def windows(self) -> tuple[FeatureSet, FeatureSet, FeatureSet]:
         """Training, validation and test windows with the training windows' standardisation."""
-        recipe, out = self.recipe, {}
-        paths = {split: self.out / f"{split}.features.safetensors" for split in ("train", "validation", "test")}
-        if not all(path.exists() for path in paths.values()):
-            net, face, corpus = self.net(), self.face(), self.corpus()
-            train_set = training_windows(
-                net, corpus.of(recipe.train), recipe.windows, recipe.seed, recipe.grid, corpus.noise("train"),
-                recipe.window, lambda done, of: self.say("training windows", done, of),
-            )  # fmt: skip
-            train_set.fitted().save(paths["train"])
-            for split, speakers, noise in (("validation", recipe.validation, "val"), ("test", recipe.test, "test")):
-                self.say(f"{split} windows", 0, 1)
-                judge_set(net, face, corpus, self.data, recipe, speakers, noise, split).save(paths[split])
-        for split, path in paths.items():
-            out[split] = FeatureSet.load(path)
-        return out["train"], *(fill.standardised_like(out[s], out["train"]) for s in ("validation", "test"))
+        train_set = self._set("train", self._training_windows)
+        held = (("validation", self.recipe.validation, "val"), ("test", self.recipe.test, "test"))
+        validation, test = (
+            self._set(split, lambda who=who, noise=noise, split=split: self.unseen(who, noise, split))
+            for split, who, noise in held
+        )
+        return train_set, fill.standardised_like(validation, train_set), fill.standardised_like(test, train_set)
 
-    def fill(self) -> Trained:
+    def unseen(self, speakers: Sequence[str], noise: str, split: str, each: int = 0) -> FeatureSet:
+        """Windows of speakers that nothing was trained on, seen through the shipped face net."""
+        recipe, net, face = self.recipe, self.net(), self.face()
+        corpus = prepare.load(self.cache, sorted({s.split("/")[0] for s in speakers}))
+        whole = judge.whole_pictures(self.data, corpus, speakers)
+        return judge.test_windows(
+            net, face, whole, list(speakers), each or recipe.each, recipe.seed + 1, recipe.grid, corpus.noise(noise),
+            split, lambda done, of: self.say(f"{split} windows", done, of),
+        )  # fmt: skip
+
+    def _training_windows(self) -> FeatureSet:
+        recipe, corpus = self.recipe, self.corpus()
+        made = training_windows(
+            self.net(), corpus.of(recipe.train), recipe.windows, recipe.seed, recipe.grid, corpus.noise("train"),
+            recipe.window, lambda done, of: self.say("training windows", done, of),
+        )  # fmt: skip
+        return made.fitted()
+
+    def _set(self, split: str, make: Callable[[], FeatureSet]) -> FeatureSet:
+        path = self.out / f"{split}.features.safetensors"
+        if not path.exists():
+            make().save(path)
+        return FeatureSet.load(path)
+
+    def trained(self) -> Trained:
         folder = self.out / f"fill-{self.recipe.fill.seed}"
         if not (folder / "done").exists():
             train_set, validation, _ = self.windows()
@@ -135,7 +151,7 @@ class Making:
     def calibrations(self) -> dict[str, dict[str, Calibration]]:
         """By status and head, fitted on validation speakers."""
         _, validation, _ = self.windows()
-        models, lookahead = self.fill(), self.recipe.lookahead
+        models, lookahead = self.trained(), self.recipe.lookahead
         return {
             "provisional": fill.calibrate(models, validation, lookahead, (0,)),
             "final": fill.calibrate(models, validation, lookahead, (0, lookahead)),
@@ -146,7 +162,7 @@ class Making:
         paths = self.out / "clean.json", self.out / f"table-{self.recipe.fill.seed}.json"
         if not all(path.exists() for path in paths):
             _, _, test = self.windows()
-            models, calibration = self.fill(), self.calibrations()["final"]
+            models, calibration = self.trained(), self.calibrations()["final"]
             clean = {name: self._clean(getattr(models, name), calibration[name], test) for name in HEADS}
             self.say("table", 0, 1)
             rows = fill.table(models, calibration, test, self.recipe.lookahead, draws, self.recipe.fill.seed)
@@ -155,11 +171,22 @@ class Making:
         clean, rows = (json.loads(path.read_text()) for path in paths)
         return clean, [fill.Row(**row) for row in rows]
 
+    def zero_shot(self, speakers: Sequence[str], each: int) -> dict[str, Any]:
+        """Scores on another corpus, of which nothing was seen or fitted; kept in the folder."""
+        path = self.out / "zero_shot.json"
+        if not path.exists():
+            train_set, models, calibration = self.windows()[0], self.trained(), self.calibrations()["final"]
+            data = self._set("zero_shot", lambda: self.unseen(speakers, "test", "zero_shot", each))
+            data = fill.standardised_like(data, train_set)
+            found = {name: self._clean(getattr(models, name), calibration[name], data) for name in HEADS}
+            path.write_text(json.dumps(found, indent=1))
+        return dict(json.loads(path.read_text()))
+
     def bundle(self) -> Bundle:
         """Everything in one folder, ready to serve."""
         clean, rows = self.judge()
         train_set, _, _ = self.windows()
-        parts = Parts(self.recipe, self.net(), self.face(), self.fill(), train_set, self.calibrations())
+        parts = Parts(self.recipe, self.net(), self.face(), self.trained(), train_set, self.calibrations())
         return assemble(parts, clean, rows, self.folder)
 
     @property
@@ -195,20 +222,3 @@ def new_net() -> TalkNet:
     audio: Any = registry.build("conv2d_talk")
     config = GRUHeadConfig(classes=len(LABELS), dim=video.dim, hidden=64, project=16, agreement=video.config.steps)
     return TalkNet(video, audio, GRUHead(config))
-
-
-def judge_set(
-    net: TalkNet,
-    face: face_box.FaceBox,
-    corpus: Corpus,
-    data: Path,
-    recipe: Recipe,
-    speakers: tuple[str, ...],
-    noise: str,
-    split: str,
-) -> FeatureSet:
-    """Windows of speakers that nothing was trained on, seen through the shipped face net."""
-    whole = judge.whole_pictures(data, corpus, speakers)
-    return judge.test_windows(
-        net, face, whole, list(speakers), recipe.each, recipe.seed + 1, recipe.grid, corpus.noise(noise), split
-    )

@@ -25,10 +25,10 @@ class Recipe:
     window: int = 10  # W, clips
     lookahead: int = 3  # F_max, clips
     min_clips: int = 3
-    face_steps: int = 3000
+    face_steps: int = 4000
     encoders: EncoderRecipe = field(default_factory=EncoderRecipe)
     windows: int = 5000  # of training
-    each: int = 60  # validation and test windows of every condition and speaker
+    each: int = 40  # validation and test windows of every condition and speaker
     fill: FillRecipe = field(default_factory=FillRecipe)
     seed: int = 0
 
