@@ -110,7 +110,7 @@ class Making:
         recipe, net, face = self.recipe, self.net(), self.face()
         corpus = prepare.load(self.cache, sorted({s.split("/")[0] for s in speakers}))
         whole = judge.whole_pictures(self.data, corpus, speakers)
-        return judge.test_windows(
+        return judge.unseen_windows(
             net, face, whole, list(speakers), each or recipe.each, recipe.seed + 1, recipe.grid, corpus.noise(noise),
             split, lambda done, of: self.say(f"{split} windows", done, of),
         )  # fmt: skip
