@@ -167,7 +167,7 @@ class R2Plus1D(nn.Module):
         return self(self.prepare(clips))
 
     def prepare(self, clips: Tensor) -> Float[Tensor, "b c t h w"]:
-        """uint8 pictures to the network's input; a gray clip is normalised by itself, so nothing leaks between clips."""
+        """uint8 pictures to the network's input; a gray clip is normalised by itself, so none leaks into another."""
         x = clips.float() / 255
         if self.config.front == "rgb":
             mean, std = x.new_tensor(IMAGENET_MEAN), x.new_tensor(IMAGENET_STD)
