@@ -177,15 +177,17 @@ class Lane:
         return [fate for s in known if (fate := self._fates[s]) is not None]
 
     def repair(self, packet: Packet) -> list[Any]:
-        """Decode a late packet among its neighbours; pieces, some of them again, with damage judged afresh."""
-        known = {**self._recent, packet.seq: packet}
+        """Decode a late packet among its neighbours: its own pieces, and those next to it, which a hole had spoiled.
+
+        Neighbours further off only bring the decoder into the right state; what they give is left out.
+        """
         first = last = packet.seq
-        while first - 1 in known and packet.seq - first < NEIGHBOURS:
-            first -= 1
-        while last + 1 in known and last - packet.seq < NEIGHBOURS:
-            last += 1
-        if self.modality == "video":
-            first = last = packet.seq
+        known = {**self._recent, packet.seq: packet}
+        if self.modality == "audio":
+            while first - 1 in known and packet.seq - first < NEIGHBOURS:
+                first -= 1
+            while last + 1 in known and last - packet.seq < NEIGHBOURS:
+                last += 1
         damage, decoder = self._parts(self.modality, self.config, self.spec, True)
         if self.modality == "audio":
             damage.push(Gap(modality=self.modality, first_seq=first - 1, count=1))
@@ -194,7 +196,10 @@ class Lane:
             errors = decoder.errors
             decoded = decoder.decode(known[seq], damage.push(known[seq]))
             pieces += decoded if decoder.errors == errors else []
-        return pieces + decoder.flush()
+        pieces += decoder.flush()
+        final = last if last - packet.seq < NEIGHBOURS else last - 1  # the sound of the last lacks what follows it
+        kept = range(packet.seq - 1, final + 1)
+        return [p for p in pieces if not p.damaged and all(seq in kept for seq in p.seqs)]
 
     def length_of(self, packet: Packet) -> int:
         """How long a packet lasts, in flicks."""

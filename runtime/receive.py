@@ -90,8 +90,6 @@ class Receiver:
         self._shed: list[tuple[str, int]] = []  # decisions about clips that are not open yet
         self._finished = False
 
-    # ------------------------------------------------------------------------------------------------------ feeding
-
     def push(self, item: Packet | Decision, now: float) -> list[Clip]:
         """One packet or decision, in order of arrival; the clips that closed up to its arrival.
 
@@ -158,8 +156,6 @@ class Receiver:
         if self._drift is None or self._clocks.front is None:
             return None
         return self._drift.av_offset_ms(self._clocks.front / FLICKS)
-
-    # ------------------------------------------------------------------------------------------------------- stages
 
     def _order(self, lane: Lane, packet: Packet) -> list[Any]:
         """Through the jitter buffer, and into the ledger."""
@@ -291,7 +287,6 @@ class Receiver:
             self.ledger.settle(lane.modality, "late", [packet.seq])
             return
         mended = lane.repair(packet) if lane.repairable else []
-        mended = [m for m in mended if not m.damaged]
         if not any(packet.seq in m.seqs for m in mended):
             assembler.late(lane.modality, at, at + lane.length_of(packet))
             self.ledger.settle(lane.modality, "late", [packet.seq])
@@ -302,8 +297,6 @@ class Receiver:
             for other in lane.fates_of(piece.seqs) or []:
                 other.damaged = False
         self._lay(lane, mended)
-
-    # ------------------------------------------------------------------------------------------------------ closing
 
     def _close_complete(self) -> list[Clip]:
         """Close clips for which nothing more is to come; then repaired versions that are whole."""
@@ -330,8 +323,6 @@ class Receiver:
         out = assembler.close(max(wait, 0.0) * 1e3)
         self._deadlines.ends = (self._origin + assembler.next_end) / FLICKS
         return out
-
-    # ------------------------------------------------------------------------------------------------------- epochs
 
     def _open(self, placed: int) -> ClipAssembler:
         """The grid of a new epoch, given the time of its first packet."""

@@ -8,7 +8,7 @@ stays on screen until the next one comes, and sound without packets (DTX) is sil
 
 from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -216,12 +216,22 @@ class AudioTrack(Track):
         if place:
             self._join(self.pieces[place - 1], piece, place)
             place = self._place(start)
-        if not damaged and place < len(self.pieces):  # a repair: what it covers is no longer damaged
-            self.pieces = [p for p in self.pieces if not (p.damaged and piece.start <= p.start and p.end <= piece.end)]
+        if not damaged and place < len(self.pieces):  # a repair: it stands in for what was there
+            self._cut(piece.start, piece.end)
             place = self._place(start)
         self.pieces.insert(place, piece)
         self._advance(piece.end)
         return piece
+
+    def _cut(self, start: int, end: int) -> None:
+        """Take what lies between two times out of the pieces."""
+        kept: list[Piece] = []
+        for piece in self.pieces:
+            if piece.end <= start or piece.start >= end:
+                kept.append(piece)
+                continue
+            kept += [_part(piece, a, b) for a, b in ((piece.start, start), (end, piece.end)) if a < b]
+        self.pieces = kept
 
     def rest(self, until: int) -> None:
         """While the sender rests, time up to here is silence although nothing came."""
@@ -257,6 +267,11 @@ class AudioTrack(Track):
     def _silence(self, start: int, end: int) -> bool:
         """No number is missing, and no clip closed while nothing came."""
         return self.sequenced and self.closed <= start and not self._lossy(start, end)
+
+
+def _part(piece: Piece, start: int, end: int) -> Piece:
+    content = None if piece.content is None else piece.content[start - piece.start : end - piece.start]
+    return replace(piece, start=start, end=end, content=content)
 
 
 def _overlaps(holes: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
