@@ -21,8 +21,8 @@ find_python() {
 ensure_venv() {
     stamp="$VENV/.legato-$1"
     shift
-    want="$(cat pyproject.toml constraints/ci.txt | cksum) $*"
-    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && "$VENV/bin/python" -c 'import runtime' 2>/dev/null; then
+    want="$(cat pyproject.toml constraints/ci.txt | cksum) $PWD $*" # a moved tree is installed again
+    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && "$VENV/bin/python" -c '' 2>/dev/null; then
         return 0
     fi
     if [ ! -x "$VENV/bin/python" ] || ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
