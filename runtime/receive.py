@@ -22,7 +22,7 @@ from imputation.presence import PresenceRule
 from runtime.clip import Clip, ClipAssembler, Fate
 from runtime.clock import EPOCH_JUMP
 from runtime.deadlines import Deadlines
-from runtime.epochs import JUMP, CaptureClocks, Step, drift_monitor
+from runtime.epochs import JUMP, OUTAGE, CaptureClocks, Step, drift_monitor
 from runtime.jitter import AdaptiveDelay, Late
 from runtime.lane import Lane, build_parts
 from runtime.metrics import Ledgers
@@ -381,7 +381,7 @@ class Receiver:
         assert self._assembler is not None
         end = self._assembler.latest() or 0
         if last and self._epoch == 0 and self.info.duration is not None and self.info.origin is not None:
-            end = max(end, min(int(self.info.duration * FLICKS), end + 600 * FLICKS))
+            end = max(end, min(int(self.info.duration * FLICKS), end + OUTAGE))
         return end
 
     def _worth(self, assembler: ClipAssembler, end: int) -> bool:
