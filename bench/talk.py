@@ -25,7 +25,7 @@ FOLDS = {
     "s4+s31": ("grid/s4", "grid/s31"),
     "s2+s26": ("grid/s2", "grid/s26"),
     "s3+s30": ("grid/s3", "grid/s30"),
-    "s1": ("grid/s1",),
+    "s1+s33": ("grid/s1", "grid/s33"),  # a pair needs two: s33 again
 }
 SHOWN = ("score", "recall_nobody", "recall_on_screen", "recall_off_screen", "still_noise", "talk_noise", "pair",
          "still_voice", "talk_other", "talk_same", "auc_still", "auc_mismatch")  # fmt: skip
