@@ -241,7 +241,8 @@ def main() -> None:
         "",
         f"{SECONDS:g} s of packets, playout delay {1000 * DELAY:g} ms, jitter of {1000 * JITTER:g} ms standard "
         f"deviation within that delay (it reorders), bursts of {BURST:g} packets on average, seed {options.seed}. "
-        "Shares are of the packets that the oracle delivers; *in time* counts what aiortc hands out within the playout delay.",
+        "Shares are of the packets that the oracle delivers; *in time* counts what aiortc hands out within the playout "
+        "delay.",
         "",
         *table(rows),
     ]
