@@ -52,9 +52,10 @@ class FaceTracker:
             found = None if box is None else self._refine(frames, box)
         if found is None:
             return None, replace(state, box=None), False
+        box = found
         if state.box is not None and _near(found, state.box):
-            found = tuple(FOLLOW * new + (1 - FOLLOW) * old for new, old in zip(found, state.box, strict=True))
-        box = (float(found[0]), float(found[1]), float(found[2]))
+            x, y, side = (FOLLOW * new + (1 - FOLLOW) * old for new, old in zip(found, state.box, strict=True))
+            box = (x, y, side)
         return cut(frames, box, self.size), FaceState(box), True
 
     def _search(self, frame: np.ndarray) -> tuple[float, float, float] | None:

@@ -81,7 +81,9 @@ def test_the_recipe_makes_a_bundle_that_runs(making: Callable[[Recipe], Making],
     assert set(made.manifest.metrics["score_by_loss"]) >= {"none", "clips-10", "clips-90", "lte-driving"}
     pipeline = Pipeline.from_bundle(Bundle.load(made.path))
     predictions = list(pipeline.run(open_source(run.data / "grid-av" / "clips" / "s32" / "a.mp4")))
-    assert len(predictions) == 5 and all(p.label in made.manifest.labels for p in predictions)
+    finals = [p for p in predictions if p.status == "final"]
+    assert [p.clip for p in finals] == [2, 3, 4, 5, 6, 7] or [p.clip for p in finals] == [2, 3, 4, 5, 6]
+    assert all(p.label in made.manifest.labels for p in finals)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from encoders.media import AudioTrack, VideoTrack, write_media
+from runtime.packet import Packet
 from runtime.recording import RecordingWriter
 from runtime.sources import open_source
 from runtime.talk.corpus import SAMPLE_RATE, Corpus
@@ -81,6 +82,7 @@ def record(corpus: Corpus, path: Path, *, loss: str = LOSS, seed: int = SEED) ->
         path.unlink(missing_ok=True)
         writer = RecordingWriter(path, info)
         for packet in source.packets():
-            writer.append(packet)  # type: ignore[arg-type]
+            assert isinstance(packet, Packet), "a file makes no decisions"
+            writer.append(packet)
         writer.close()
         source.close()

@@ -193,13 +193,14 @@ def batch(
     """Pictures uint8 (N, size, size) and boxes (N, 3), NaN where there is no face; speakers equally often."""
     pictures, boxes = [], []
     for _ in range(count):
-        mine = pool[rng.integers(len(pool))]
-        shown = mine[rng.integers(len(mine))]
+        mine = pool[int(rng.integers(len(pool)))]
+        shown = mine[int(rng.integers(len(mine)))]
         if rng.random() < 0.75:
             picture, box = place(rng, shown, size)
         else:
             picture, box = without_face(rng, shown, size), (np.nan,) * 3
-        pictures.append(spoil(rng, picture)), boxes.append(box)
+        pictures.append(spoil(rng, picture))
+        boxes.append(box)
     return np.stack(pictures), np.array(boxes, dtype=np.float32)
 
 

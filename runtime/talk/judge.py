@@ -71,7 +71,8 @@ def unseen_windows(
             for number in range(each):
                 sight, sound = scene(rng, condition, corpus.by_speaker[speaker], others, grid, noises)
                 features.append(judged(net, tracker, sight, sound, grid))
-                names.append(f"{speaker}:{condition}:{number}"), who.append(speaker)
+                names.append(f"{speaker}:{condition}:{number}")
+                who.append(speaker)
             progress(len(names), len(speakers) * len(CONDITIONS) * each)
     label = torch.tensor([LABEL_OF[name.split(":")[1]] for name in names])
     notes = {"clip_seconds": grid.seconds}

@@ -98,11 +98,8 @@ class Making:
     def windows(self) -> tuple[FeatureSet, FeatureSet, FeatureSet]:
         """Training, validation and test windows with the training windows' standardisation."""
         train_set = self._set("train", self._training_windows)
-        held = (("validation", self.recipe.validation, "val"), ("test", self.recipe.test, "test"))
-        validation, test = (
-            self._set(split, lambda who=who, noise=noise, split=split: self.unseen(who, noise, split))
-            for split, who, noise in held
-        )
+        validation = self._set("validation", lambda: self.unseen(self.recipe.validation, "val", "validation"))
+        test = self._set("test", lambda: self.unseen(self.recipe.test, "test", "test"))
         return train_set, fill.standardised_like(validation, train_set), fill.standardised_like(test, train_set)
 
     def unseen(self, speakers: Sequence[str], noise: str, split: str, each: int = 0) -> FeatureSet:

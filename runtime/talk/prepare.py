@@ -111,7 +111,8 @@ def prepare_noise(data: Path, cache: Path, progress: Progress) -> None:
         reading = read_all(sample.path, ClipSpec(audio=AudioSpec(sample_rate=SAMPLE_RATE)))
         sound = reading.samples(reading.origin, count, SAMPLE_RATE)
         if np.abs(sound).max() > 0.006:
-            sounds.append((sound * 32767).astype(np.int16)), splits.append(sample.split)
+            sounds.append((sound * 32767).astype(np.int16))
+            splits.append(sample.split)
         progress(done + 1, len(samples))
     cache.mkdir(parents=True, exist_ok=True)
     np.save(cache / "noise.npy", np.stack(sounds))

@@ -40,7 +40,10 @@ def trial(
         for index, condition in enumerate(CONDITIONS):
             for _ in range(each):
                 sight, sound = scene(rng, condition, mine, others, grid, noises)
-                sights.append(sight), sounds.append(sound), conditions.append(index), names.append(speaker)
+                sights.append(sight)
+                sounds.append(sound)
+                conditions.append(index)
+                names.append(speaker)
     return Trial(np.stack(sights), np.stack(sounds), np.array(conditions), np.array(names))
 
 

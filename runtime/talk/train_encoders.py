@@ -8,7 +8,7 @@ encoded sights with encoded sounds, so one encoding serves every condition.
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,8 @@ from encoders.audio.conv2d import Conv2D
 from encoders.heads import GRUHead
 from encoders.video.r2plus1d import R2Plus1D
 from runtime.talk import augment
-from runtime.talk.corpus import Corpus
-from runtime.talk.windows import Grid, mix, noise, speaker_odds, still, talk
+from runtime.talk.corpus import Corpus, Utterance
+from runtime.talk.windows import Grid, Reel, fragments, mix, noise, speaker_odds, still, talk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,9 @@ class EncoderRecipe:
     quiet: int = 6  # windows of still faces, and as many without speech
     lr: float = 2e-3
     weight_decay: float = 0.02
+    pace: float = 0.2  # log of the fastest and slowest playing
+    broken: float = 0.6  # share of windows made of pieces of sentences
+    blind: float = 0.3  # share of windows that show movement only
     drop: float = 0.15  # of features, before the head
     average: float = 0.997  # of the weights (EMA)
     task_weight: float = 1.0
@@ -73,7 +76,7 @@ def draw(
     """Talking windows with their sound, then still faces and sounds without speech."""
     speakers, odds = speaker_odds(corpus)
     who = rng.choice(len(speakers), recipe.talking, p=odds)
-    spoken = [talk(rng, corpus.by_speaker[speakers[s]], grid, speed=math.exp(rng.uniform(-0.12, 0.12))) for s in who]
+    spoken = [speech(rng, corpus.by_speaker[speakers[s]], grid, recipe) for s in who]
     sights, sounds = [sight for sight, _ in spoken], []
     for voice in other_voices(rng, np.stack([sound for _, sound in spoken])):
         background = noise(rng, noises, grid.samples)
@@ -85,6 +88,17 @@ def draw(
     return Batch(np.stack(sights), np.stack(sounds), who)
 
 
+def speech(
+    rng: np.random.Generator, pool: Sequence[Utterance], grid: Grid, recipe: EncoderRecipe
+) -> tuple[np.ndarray, np.ndarray]:
+    """A talking face and its sound, at another pace; often in pieces."""
+    speed = math.exp(rng.uniform(-recipe.pace, recipe.pace))
+    if rng.random() >= recipe.broken:
+        return talk(rng, pool, grid, speed)
+    reel = Reel(fragments(rng, pool, grid.total_seconds * speed), speed)
+    return reel.sight(grid.frame_times()), reel.sound(0.0, grid.samples)
+
+
 def other_voices(rng: np.random.Generator, sounds: np.ndarray, odds: float = 0.7) -> np.ndarray:
     """Most voices made higher or lower: (B, S) -> (B, S)."""
     chosen = np.flatnonzero(rng.random(len(sounds)) < odds)
@@ -94,11 +108,19 @@ def other_voices(rng: np.random.Generator, sounds: np.ndarray, odds: float = 0.7
     return sounds
 
 
-def encode(net: TalkNet, batch: Batch, grid: Grid, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Features (windows, clips, D) of sights and of sounds; augmented where a generator is given."""
+def encode(
+    net: TalkNet, batch: Batch, grid: Grid, generator: torch.Generator | None, blind: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Features (windows, clips, D) of sights and of sounds; augmented where a generator is given.
+
+    A share ``blind`` of the windows shows no picture but its change.
+    """
     strength = 0.0 if generator is None else 1.0
     generator = generator or torch.Generator()
-    x = augment.pictures(batch.sights, generator, grid.clips, net.video.config.size, strength)
+    x = net.video.prepare(augment.pictures(batch.sights, generator, grid.clips, net.video.config.size, strength))
+    if blind:
+        shown = torch.rand(len(batch.sights), generator=generator) >= blind
+        x[:, 0] *= shown.repeat_interleave(grid.clips).view(-1, 1, 1, 1)
     sound = torch.from_numpy(batch.sounds)
     if strength:
         sound = augment.room(sound, generator)
@@ -106,7 +128,7 @@ def encode(net: TalkNet, batch: Batch, grid: Grid, generator: torch.Generator | 
     if strength:
         mel = augment.voice(mel, generator, grid.clips)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bool(strength)):
-        v = net.video(net.video.prepare(x).contiguous(memory_format=torch.channels_last_3d))
+        v = net.video(x.contiguous(memory_format=torch.channels_last_3d))
         a = net.audio(mel.contiguous(memory_format=torch.channels_last))
     shape = (len(sound), grid.clips, -1)
     return v.float().view(shape), a.float().view(shape)
@@ -165,7 +187,7 @@ def train(
     for step in range(recipe.steps):
         net.train()
         batch = draw(rng, corpus, noises, grid, recipe)
-        v, a = encode(net, batch, grid, generator)
+        v, a = encode(net, batch, grid, generator, recipe.blind)
         speaker = torch.from_numpy(batch.speakers).repeat_interleave(grid.clips)
         pretext = net.agreement(v[: recipe.talking].flatten(0, 1), a[: recipe.talking].flatten(0, 1), speaker)
         task = task_loss(net, v, a, recipe, generator) if step >= recipe.warm_steps else torch.zeros(())

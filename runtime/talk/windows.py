@@ -11,7 +11,7 @@ pairing of a *sight* (a talking or a still face) with a *sound* (a voice or none
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -89,13 +89,36 @@ def talk(
     return reel.sight(start + grid.frame_times()), reel.sound(start, grid.samples)
 
 
+def fragments(rng: np.random.Generator, pool: Sequence[Utterance], seconds: float) -> list[Utterance]:
+    """Pieces of sentences, some played backwards, that fill ``seconds``: speech without the corpus' few words.
+
+    A mouth and its voice stay together in either direction; what comes before and after does not.
+    """
+    out: list[Utterance] = []
+    while sum(u.seconds for u in out) < seconds:
+        u = pool[int(rng.integers(len(pool)))]
+        first = int(rng.integers(len(u.pictures) - 10))
+        out.append(piece(u, first, min(len(u.pictures), first + int(rng.integers(10, 50))), backwards=rng.random() < 0.5))
+    return out
+
+
+def piece(u: Utterance, first: int, last: int, *, backwards: bool) -> Utterance:
+    """Frames ``first .. last - 1`` of a sentence and the sound that goes with them."""
+    step = float(np.diff(u.times).mean())
+    begin, end = (round(n * step * SAMPLE_RATE) for n in (first, last))
+    pictures, sound, times = u.pictures[first:last], u.sound[begin:end], u.times[first:last] - u.times[first]
+    if backwards:
+        pictures, sound, times = pictures[::-1], sound[::-1], times[-1] - times[::-1]
+    return replace(u, pictures=pictures, sound=sound, times=times, stills=())
+
+
 def still(rng: np.random.Generator, pool: Sequence[Utterance], grid: Grid, frozen: float = 0.25) -> np.ndarray:
     """A face that does not speak: a silent span run to and fro, or (with probability ``frozen``) one picture.
 
     The frozen picture may come from the middle of a word, so that a mouth's look does not say that it moves.
     """
     if rng.random() < frozen:
-        utterance = pool[rng.integers(len(pool))]
+        utterance = pool[int(rng.integers(len(pool)))]
         at = rng.integers(len(utterance.pictures))
         return np.repeat(utterance.pictures[at : at + 1], grid.clips * grid.frames, 0)
     candidates = [(u, span) for u in pool for span in u.stills]
@@ -111,7 +134,7 @@ def still(rng: np.random.Generator, pool: Sequence[Utterance], grid: Grid, froze
 def noise(rng: np.random.Generator, sounds: Sequence[np.ndarray], samples: int) -> np.ndarray:
     """Unit-power sound without speech: a recording, or coloured noise, or hum in it."""
     if len(sounds) and rng.random() < 0.6:
-        sound = sounds[rng.integers(len(sounds))]
+        sound = sounds[int(rng.integers(len(sounds)))]
         start = rng.integers(max(1, len(sound) - samples // 4))
         out = np.resize(np.roll(sound, -start), samples).astype(np.float32)
     else:
