@@ -2,7 +2,7 @@
 
 The two heads of curri-MAE (Chochlakis et al., Interspeech 2024, section 3): a linear classifier that votes clip by
 clip, and a single-layer GRU whose last hidden state is classified. Both read a window; neither remembers anything
-between windows. The GRU's `step` is what `forward` is made of, so a window taken clip by clip is the window.
+between windows. A window taken clip by clip with the GRU's `step` gives what `forward` gives, to rounding.
 
 B batch, W window position (clip), M modality (video, audio), D feature width, K class, H hidden width.
 """
@@ -156,6 +156,9 @@ class GRUHead(nn.Module):
         exists: Bool[Tensor, "b w"] | None = None,
     ) -> Float[Tensor, "b k"]:
         """Logits of each window."""
+        serving = not torch.is_grad_enabled() and features.device.type == "cpu"
+        if serving and (exists is None or len(exists) == 1 or bool(exists.all())):
+            return self._at_once(self._inputs(features, presence, variance), exists)
         state = self.initial_state(len(features))
         logits = self.classifier(state.hidden)
         for t in range(features.shape[1]):
@@ -163,20 +166,33 @@ class GRUHead(nn.Module):
             logits, state = self.step(features[:, t], state, *now)
         return logits
 
+    def _at_once(self, inputs: Float[Tensor, "b w i"], exists: Bool[Tensor, "b w"] | None) -> Float[Tensor, "b k"]:
+        """All steps in one call, for rows whose positions are all there, or for one row: five times as fast."""
+        if exists is not None and len(exists) == 1:  # a position that is not there is as good as left out
+            inputs = inputs[:, exists[0]]
+        hidden = self.initial_state(len(inputs)).hidden
+        if inputs.shape[1]:
+            cell = self.gru
+            weights = [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
+            # biases yes, 1 layer, no dropout, not training, one direction, batch first
+            hidden = torch.gru(inputs.to(hidden.dtype), hidden[None], weights, True, 1, 0.0, False, False, True)[1][0]
+        return self.classifier(hidden)
+
     def _inputs(self, feature: Tensor, presence: Tensor | None, variance: Tensor | None) -> Tensor:
-        chosen = _choose(feature, self.config.modalities, self.config.dim)  # (B, M', D)
-        parts = list(chosen.unbind(1))
+        """What the GRU reads, of one clip or of all: (..., M, D) -> (..., I)."""
+        chosen = _choose(feature, self.config.modalities, self.config.dim)  # (..., M', D)
+        parts = list(chosen.unbind(-2))
         if self.config.project:
-            parts = [self.project[m](x) for m, x in zip(self.config.modalities, parts, strict=True)]  # (B, P)
+            parts = [self.project[m](x) for m, x in zip(self.config.modalities, parts, strict=True)]  # (..., P)
         if self.config.interaction:
             parts.append(parts[0] * parts[1])
         if self.config.agreement:
-            product = chosen[:, 0] * chosen[:, 1]  # (B, D)
-            parts.append(product.unflatten(1, (self.config.agreement, -1)).mean(2))
+            product = chosen[..., 0, :] * chosen[..., 1, :]  # (..., D)
+            parts.append(product.unflatten(-1, (self.config.agreement, -1)).mean(-1))
         if self.config.presence_aware:
-            bits = chosen.new_ones(chosen.shape[:2]) if presence is None else self._of(presence).to(chosen.dtype)
+            bits = chosen.new_ones(chosen.shape[:-1]) if presence is None else self._of(presence).to(chosen.dtype)
             sure = torch.zeros_like(bits) if variance is None else self._of(variance).to(chosen.dtype)
-            parts += [bits, sure]  # (B, M') each
+            parts += [bits, sure]  # (..., M') each
         return torch.cat(parts, -1)
 
     def _of(self, per_modality: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ window, on straight lines between knots. A window abstains when its confidence o
 Shape legend: B batch, K class.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,23 +44,36 @@ class Calibration:
 
     def __call__(self, logits: Tensor, share: Tensor | float) -> tuple[Tensor, Tensor]:
         """logits (B, K) or log-probabilities, observed share (B,) -> probabilities (B, K), abstained (B,) bool."""
+        if isinstance(share, float):
+            return self._at_one_share(logits.float(), share)
         share = torch.as_tensor(share, dtype=torch.float32, device=logits.device).expand(len(logits))
-        probabilities = self._scaled(logits.float(), self.temperature(share)).softmax(dim=-1)
+        probabilities = (self._shifted(logits.float()) / self.temperature(share).unsqueeze(-1)).softmax(dim=-1)
         unsure = probabilities.amax(dim=-1) < self.min_confidence
         return probabilities, unsure | (share < self.min_share) | (share <= 0)
+
+    def _at_one_share(self, logits: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """The same for rows of one share, as in serving, where each operator costs more than its arithmetic."""
+        at = min(max(share, self.knots[0]), self.knots[-1])
+        right = min(max(bisect_left(self.knots, at), 1), len(self.knots) - 1)
+        low, high = self.knots[right - 1], self.knots[right]
+        weight = (at - low) / (high - low) if right else 0.0
+        cold, warm = self.temperatures[right - 1], self.temperatures[right]
+        probabilities = (self._shifted(logits) / (cold + weight * (warm - cold))).softmax(dim=-1)
+        unsure = probabilities.amax(dim=-1) < self.min_confidence
+        return probabilities, unsure | (share < self.min_share or share <= 0)
 
     def temperature(self, share: Tensor) -> Tensor:
         """(B,) on straight lines between the knots, constant outside them."""
         return _interpolate(share, self.knots, torch.tensor(self.temperatures, device=share.device))
 
-    def _scaled(self, logits: Tensor, temperature: Tensor) -> Tensor:
-        if self.offsets:
-            if len(self.offsets) != logits.shape[-1]:
-                raise DataError(
-                    f"calibration has {len(self.offsets)} offsets for {logits.shape[-1]} classes; fit it for this head"
-                )
-            logits = logits + torch.tensor(self.offsets, device=logits.device)
-        return logits / temperature.unsqueeze(-1)
+    def _shifted(self, logits: Tensor) -> Tensor:
+        if not self.offsets:
+            return logits
+        if len(self.offsets) != logits.shape[-1]:
+            raise DataError(
+                f"calibration has {len(self.offsets)} offsets for {logits.shape[-1]} classes; fit it for this head"
+            )
+        return logits + torch.tensor(self.offsets, device=logits.device)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the manifest; ``from_dict`` reads them back."""

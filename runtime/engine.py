@@ -89,7 +89,6 @@ class Engine:
         self.heads = _choose(models.heads, heads)
         self.ladder: Imputer = fill if fill is not None else models.ladder
         self._seconds = float(task.clip_seconds)
-        self._places = [MODALITIES.index(m) for m in self.encoders]  # on the M axis
         self._mean = models.standardiser.mean.float().cpu().numpy()  # (M, D)
         self._std = models.standardiser.std.float().cpu().numpy()
         no_face = getattr(self.encoders.get("video"), "no_face", None)
@@ -169,13 +168,16 @@ class Engine:
             if any(modality in self.task.content_policy.get(flag, ()) for flag in flags[modality]):
                 state[modality] = "shed"  # we chose not to believe it
         presence = np.array([state.get(m) == OBSERVED for m in MODALITIES])
+        features = (raw - self._mean) / self._std
+        if not presence.all():
+            raw[~presence] = features[~presence] = 0
         encoded = Encoded(
             clip=clip.index,
             epoch=clip.epoch,
             version=clip.version,
             start_seconds=float(clip.start),
-            raw=np.where(presence[:, None], raw, np.float32(0)),
-            features=np.where(presence[:, None], (raw - self._mean) / self._std, np.float32(0)),
+            raw=raw,
+            features=features,
             presence=presence,
             state=state,
             flags=flags,
@@ -196,8 +198,8 @@ class Engine:
         """One outcome per head."""
         began = time.perf_counter()
         features, presence, exists = self._tensors(window)
-        seen = np.stack([c.presence for c in window.clips])[:, self._places]
-        if seen.all():  # nothing to fill: the ladder would return its input
+        seen = [c.state[m] == OBSERVED for c in window.clips for m in self.encoders]
+        if all(seen):  # nothing to fill: the ladder would return its input
             filled = Filled(features, features.new_zeros(presence.shape), OBSERVED)
         else:
             filled = self.ladder(features, presence, exists)
@@ -210,11 +212,11 @@ class Engine:
             outcomes.append(Outcome(name, probabilities, abstained, filled.rung_of(0), spent))
         return outcomes
 
-    def _calibrated(self, logits: Tensor, status: str, seen: np.ndarray) -> tuple[list[float], bool]:
+    def _calibrated(self, logits: Tensor, status: str, seen: Sequence[bool]) -> tuple[list[float], bool]:
         """Probabilities (K,) and whether to abstain; a window with nothing observed never gives an answer."""
-        if not seen.any():
+        if not any(seen):
             return [1 / len(self.task.labels)] * len(self.task.labels), True
-        probabilities, abstained = self.models.calibration[status](logits, float(seen.mean()))
+        probabilities, abstained = self.models.calibration[status](logits, sum(seen) / len(seen))
         return probabilities[0].tolist(), bool(abstained[0])
 
     def _feature(self, stream: Stream, clip: Clip, modality: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -244,13 +246,12 @@ class Engine:
         """features (1, N, M, D), presence (1, N, M), exists (1, N); the window's last clip at position W - 1."""
         width, clips = self.task.window, (*window.clips, *window.ahead)
         first = width - len(window.clips)
-        span = slice(first, first + len(clips))
         features = np.zeros((width + self.task.ahead, *clips[0].features.shape), np.float32)
         presence = np.zeros(features.shape[:2], bool)
         exists = np.zeros(len(features), bool)
-        features[span] = [c.features for c in clips]
-        presence[span] = [c.presence for c in clips]
-        exists[span] = True
+        for place, clip in enumerate(clips, first):
+            features[place], presence[place] = clip.features, clip.presence
+        exists[first : first + len(clips)] = True
         made = [torch.from_numpy(x).unsqueeze(0).to(self.device) for x in (features, presence, exists)]
         return made[0], made[1], made[2]
 

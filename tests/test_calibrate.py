@@ -135,3 +135,19 @@ def test_the_error_of_a_perfect_and_of_a_boastful_head():
     assert expected_calibration_error(certain, torch.zeros(20, dtype=torch.long)) == 0
     half = torch.tensor([0, 1] * 10)
     assert expected_calibration_error(certain, half, bins=2) == pytest.approx(0.5)
+
+
+@given(st.floats(0.0, 1.0), st.integers(1, 4))
+def test_one_share_for_all_rows_gives_what_a_share_for_each_gives(share, knots):
+    c = Calibration(
+        knots=tuple(k / 4 for k in range(1, knots + 1)),
+        temperatures=(3.0, 0.5, 1.5, 2.0)[:knots],
+        offsets=(0.3, -0.5, 0.2),
+        min_confidence=0.5,
+        min_share=0.33,
+    )
+    logits = torch.tensor([[0.3, 2.0, -1.0], [5.0, 1.0, 0.0], [0.0, 0.0, 0.1]])
+    one, each = c(logits, share), c(logits, torch.full((3,), share))
+    assert torch.allclose(one[0], each[0], atol=1e-6)
+    if abs(share - 0.33) > 1e-6:
+        assert one[1].tolist() == each[1].tolist()

@@ -66,6 +66,20 @@ def test_stepping_through_a_window_gives_what_the_window_gives(changes):
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
+@pytest.mark.parametrize("missing", [0, 2, W])
+def test_serving_a_window_gives_what_stepping_through_it_gives(changes, missing):
+    head, (features, presence, variance, _) = gru(**changes), window()
+    exists = torch.arange(W).expand(B, W) >= missing
+    whole = head(features, presence, variance, exists)
+    with torch.inference_mode():
+        for row in range(B):
+            one = slice(row, row + 1)
+            served = head(features[one], presence[one], variance[one], exists[one])
+            assert torch.allclose(served, whole[one], atol=1e-6)
+        assert torch.allclose(head(features, presence, variance, exists), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
 def test_gru_rows_do_not_see_each_other(changes):
     head, parts = gru(**changes), window()
     together = head(*parts)
