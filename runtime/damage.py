@@ -104,6 +104,9 @@ class StepRule:
         step = decode_time - last
         middle = self._median() if len(self._steps) >= self._least else 0
         self._note(step)
+        if len(self._counts) == 1 and step == middle:  # every step is the same
+            self.unknown = False
+            return 0
         steady = sum(n for s, n in self._counts.items() if _near(s, middle)) if middle else 0
         self.unknown = steady * 4 < len(self._steps) * 3 or not middle
         return 0 if self.unknown or step <= 1.5 * middle else max(0, round(step / middle) - 1)
@@ -138,7 +141,7 @@ def references_for(codec: str) -> References:
     return Slots() if codec in {"vp9", "av1"} else Chain()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Event:
     """One packet or loss in decode order, and what is needed to judge it again."""
 
@@ -168,6 +171,7 @@ class VideoDamage:
         self._references = references_for(config.codec)
         self._steps = None if sequence_numbers else StepRule()
         self._events: deque[_Event] = deque(maxlen=EVENTS)
+        self._inside: list[_Event] = []  # of these, packets whose frame has not come out
         self._severity = 0.0
         self._sizes: dict[bool, float] = {}  # running mean payload of independent pictures (True) and others
         self._flags_count = config.codec not in UNRELIABLE_FLAGS
@@ -189,9 +193,9 @@ class VideoDamage:
                 self._lose(missing)
         pictures = self._pictures(item)
         event = _Event(item.seq, item.capture_time, 0, pictures, self._references, self._severity, corrupt=item.corrupt)
-        event.out = bool(item.skip) or not any(p.shown and not p.field for p in pictures)
+        event.out = bool(item.skip) or not _gives_a_frame(pictures)
         self._judge(event)
-        self._events.append(event)
+        self._append(event)
         self._learn_sizes(item, pictures)
         return event.damage
 
@@ -209,11 +213,13 @@ class VideoDamage:
     def frame_flag(self, seq: int, *, corrupt: bool = False) -> Damage:
         """The frame of packet ``seq`` left the decoder, which says whether it is ``corrupt``; the verdict on it."""
         corrupt = corrupt and self._flags_count
-        place = next((i for i, e in enumerate(self._events) if e.seq == seq), None)
+        place = self._place(seq)
         if place is None:
             return Damage(True, "corrupt", CORRUPT_SEVERITY) if corrupt else INTACT
         event = self._events[place]
-        event.out = True
+        if not event.out:
+            event.out = True
+            self._inside.remove(event)
         if event.swallowed:  # not swallowed after all: the container's times are decode times
             event.swallowed = self._times_order = False
             event.corrupt = corrupt
@@ -226,17 +232,32 @@ class VideoDamage:
 
     def _find_swallowed(self, time: int) -> None:
         """Frames that should have come before ``time`` and did not: their packets could not be decoded."""
-        for i, event in enumerate(self._events):
-            if not event.out and event.seq is not None and event.time < time:
-                event.out = True
-                if not event.damage.damaged:
-                    event.swallowed = event.corrupt = True
-                    self._judge_again(i)
+        for event in [e for e in self._inside if e.time < time]:
+            event.out = True
+            self._inside.remove(event)
+            if not event.damage.damaged:
+                event.swallowed = event.corrupt = True
+                self._judge_again(self._events.index(event))
+
+    def _place(self, seq: int) -> int | None:
+        """Where the event of a packet is; a frame's is among the newest."""
+        for place in range(len(self._events) - 1, -1, -1):
+            if self._events[place].seq == seq:
+                return place
+        return None
+
+    def _append(self, event: _Event) -> None:
+        """Keep an event, and forget the oldest."""
+        if len(self._events) == EVENTS and not self._events[0].out:
+            self._inside.remove(self._events[0])
+        self._events.append(event)
+        if not event.out:
+            self._inside.append(event)
 
     def _lose(self, count: int) -> Damage:
         event = _Event(None, 0, count, (), self._references, self._severity, Damage(True, "lost", 1.0), out=True)
         self._judge(event)
-        self._events.append(event)
+        self._append(event)
         return event.damage
 
     def _pictures(self, packet: Packet) -> tuple[Picture, ...]:
@@ -294,9 +315,17 @@ class VideoDamage:
         return min(1.0, self._sizes[False] / self._sizes[True])
 
     def _learn_sizes(self, packet: Packet, pictures: Sequence[Picture]) -> None:
-        independent = any(p.independent for p in pictures)
-        before = self._sizes.get(independent, float(len(packet.payload)))
-        self._sizes[independent] = before + (len(packet.payload) - before) / 8
+        independent = pictures[0].independent if len(pictures) == 1 else any(p.independent for p in pictures)
+        size = len(packet.payload)
+        before = self._sizes.get(independent, float(size))
+        self._sizes[independent] = before + (size - before) / 8
+
+
+def _gives_a_frame(pictures: Sequence[Picture]) -> bool:
+    for p in pictures:
+        if p.shown and not p.field:
+            return True
+    return False
 
 
 # How long a hole is heard after it, by codec: frames whose decoding overlaps or predicts from what was lost.

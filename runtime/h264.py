@@ -6,6 +6,7 @@ follows damage through them.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from runtime.nal import RECOVERY_POINT, nal_units, sei_messages, unescape
 from runtime.picture import Bits, Lists, Picture
@@ -140,7 +141,9 @@ def _lists(
         if picture_set.redundant:
             bits.ue()
         active = _active(bits, kind, picture_set)
-        moves = tuple(_moves(bits) for _ in range("IPB".index(kind)))
+        moves: tuple[tuple[int, ...] | None, ...] = ()
+        if kind != "I":
+            moves = (_moves(bits), _moves(bits)) if kind == "B" else (_moves(bits),)
         if picture_set.weighted[kind == "B"] and kind != "I":
             _skip_weights(bits, active[: len(moves)], sequence.chroma)
         forgets: tuple[int, ...] | None = ()
@@ -149,9 +152,9 @@ def _lists(
             forgets = None if bits.flag() else ()  # long-term reference
         elif not disposable and bits.flag():
             forgets = _forgets(bits)
-        if forgets is None or any(m is None for m in moves):
+        if forgets is None or None in moves:
             return None
-        return Lists(active[: len(moves)], tuple(m for m in moves if m is not None), forgets)
+        return Lists(active[: len(moves)], cast("tuple[tuple[int, ...], ...]", moves), forgets)
     except IndexError:
         return None
 

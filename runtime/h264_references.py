@@ -54,7 +54,7 @@ class H264References:
 
     @property
     def broken(self) -> bool:
-        return self.chain.broken or any(k.wrong for k in self.kept)
+        return self.chain.broken or _any_wrong(self.kept)
 
     def lose(self, count: int) -> "H264References":
         return replace(self, chain=self.chain.lose(count))
@@ -67,14 +67,15 @@ class H264References:
             return False, H264References(chain, first, picture.lists is not None, order, order, 1)
         if picture.order is not None:
             order = unwrap(picture.order, self.last_order, picture.order_size.bit_length() - 1)
-        state = self._place_lost(picture, time, order)._hand_over(picture)
+        state = self
+        if self.chain.lost or self.broken:
+            state = self._place_lost(picture, time, order)._hand_over(picture)
         wrong, chain = state.chain.step(picture, time)
-        recovered = state.chain.broken and not chain.broken
-        state = replace(
-            state, chain=chain, kept=() if recovered else state.kept, exact=state.exact and not chain.broken
-        )
-        wrong = wrong or (state.exact and state._uses_wrong(picture, order))
-        return wrong, state._keep(picture, order, wrong)
+        exact = state.exact and not chain.broken
+        if state.chain.broken and not chain.broken:  # recovered
+            state = replace(state, kept=())
+        wrong = wrong or (exact and state._uses_wrong(picture, order))
+        return wrong, state._keep(chain, exact, picture, order, wrong)
 
     def spoil(self, picture: Picture) -> "H264References":
         if picture.disposable:
@@ -99,8 +100,7 @@ class H264References:
             frame_num = (chain.last_reference + i) % picture.max_frame_num
             before = state.kept[-1]
             copy = _Kept(frame_num, low, high, True, before.place + 2, before.content)
-            state = state._slide(picture)
-            state = replace(state, kept=(*state.kept, copy))
+            state = replace(state, kept=(*_room(state.kept, picture), copy))
         last = (picture.frame_num - 1) % picture.max_frame_num
         return replace(state, chain=replace(chain, lost=0, last_reference=last))
 
@@ -121,7 +121,7 @@ class H264References:
 
     def _uses_wrong(self, picture: Picture, order: int) -> bool:
         lists = picture.lists
-        if lists is None or not any(k.wrong for k in self.kept):
+        if lists is None or not _any_wrong(self.kept):
             return False
         if picture.kind == "P":
             return self._p_uses_wrong(picture, lists)
@@ -157,28 +157,31 @@ class H264References:
                 return True
         return False
 
-    def _keep(self, picture: Picture, order: int, wrong: bool) -> "H264References":
+    def _keep(self, chain: Chain, exact: bool, picture: Picture, order: int, wrong: bool) -> "H264References":
         """Marking: give up what the slice says or the oldest, keep this picture (8.2.5)."""
-        top = max(self.top, order)
+        top, kept, lists = max(self.top, order), self.kept, picture.lists
         if picture.disposable:
-            return replace(self, top=top)
-        state = self
-        if picture.lists is not None and picture.lists.forgets:
+            return H264References(chain, kept, exact, top, self.last_order, self.count)
+        if lists is not None and lists.forgets:
             assert picture.frame_num is not None
-            gone = {picture.frame_num - difference for difference in picture.lists.forgets}
-            state = replace(self, kept=tuple(k for k in self.kept if k.number(picture) not in gone))
-        state = state._slide(picture)
+            gone = {picture.frame_num - difference for difference in lists.forgets}
+            kept = tuple(k for k in kept if k.number(picture) not in gone)
         this = _Kept(picture.frame_num or 0, order, order, wrong, order, self.count)
-        exact = state.exact and picture.lists is not None
-        return replace(state, kept=(*state.kept, this), top=top, last_order=order, exact=exact, count=self.count + 1)
+        kept = (*_room(kept, picture), this)
+        return H264References(chain, kept, exact and lists is not None, top, order, self.count + 1)
 
-    def _slide(self, picture: Picture) -> "H264References":
-        """Make room for one more: the smallest FrameNumWrap goes (8.2.5.3)."""
-        most = max(picture.references, 1)
-        kept = self.kept
-        while len(kept) >= most:
-            kept = kept[1:]
-        return self if kept is self.kept else replace(self, kept=kept)
+
+def _any_wrong(kept: tuple[_Kept, ...]) -> bool:
+    for k in kept:  # a loop: a generator costs more than the few pictures that there are
+        if k.wrong:
+            return True
+    return False
+
+
+def _room(kept: tuple[_Kept, ...], picture: Picture) -> tuple[_Kept, ...]:
+    """Room for one more: the smallest FrameNumWrap goes (8.2.5.3)."""
+    most = max(picture.references, 1)
+    return kept[len(kept) - most + 1 :] if len(kept) >= most else kept
 
 
 def _moved(picture: Picture, moves: tuple[int, ...]) -> list[int]:

@@ -14,9 +14,10 @@ class Lists:
     forgets: tuple[int, ...] = ()  # differences of PicNum
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, unsafe_hash=True)
 class Picture:
-    """One coded picture, as its headers describe it.
+    """One coded picture, as its headers describe it. A value that nobody changes; frozen, it would take thrice as
+    long to make, and there is one for every packet of video.
 
     ``reset``: nothing from here on needs anything before it. ``recovery``: it carries a recovery point; after so many
     more reference pictures everything shown is right (0 = from this one on, in order of presentation).
@@ -62,12 +63,12 @@ class Bits:
         return self.u(1) == 1
 
     def ue(self) -> int:
-        zeros = 0
-        while not self.u(1):
-            zeros += 1
-            if zeros > 32:
-                raise IndexError("Exp-Golomb code too long")
-        return (1 << zeros) - 1 + self.u(zeros)
+        rest = self._value & ((1 << self._left) - 1)
+        zeros = self._left - rest.bit_length()
+        if zeros > 32 or 2 * zeros >= self._left:
+            raise IndexError("header ends early, or Exp-Golomb code too long")
+        self._left -= 2 * zeros + 1
+        return (rest >> self._left) - 1
 
     def se(self) -> int:
         code = self.ue()

@@ -137,7 +137,8 @@ class Chain:
         clock, pace = _clock(picture, time), self.pace
         if clock and self.clock and pace is None and time > self.clock[0] and clock[1] > self.clock[1]:
             pace = (time - self.clock[0], clock[1] - self.clock[1])
-        return replace(self, last_reference=reference, clock=clock or self.clock, pace=pace)
+        broken, lost, left, clean = self.broken, self.lost, self.refresh_left, self.clean_from
+        return Chain(broken, lost, left, clean, reference, clock or self.clock, pace)
 
 
 def _clock(picture: Picture, time: int) -> tuple[int, int] | None:
