@@ -35,7 +35,7 @@ def corpus() -> Corpus:
 def test_silence_is_found_at_both_ends_and_kept_away_from_speech() -> None:
     (start, end), (again, last) = silent_spans(utterance().sound, 1 / 25, FRAMES)
     assert (start, last) == (0, FRAMES)
-    assert end == pytest.approx(15 - 4, abs=1) and again == pytest.approx(35 + 4, abs=1)
+    assert end == pytest.approx(15 - 8, abs=1) and again == pytest.approx(35 + 8, abs=1)
 
 
 def test_a_silence_shorter_than_a_quarter_second_is_none() -> None:

@@ -17,6 +17,7 @@ from fractions import Fraction
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from encoders.clips import VideoSpec
 from encoders.errors import ConfigError
@@ -50,8 +51,8 @@ class R2Plus1DConfig:
         stages = {len(self.widths), len(self.blocks), len(self.time_strides), len(self.space_strides)}
         if len(stages) != 1:
             raise ConfigError(f"widths, blocks and strides name {sorted(stages)} stages; give each stage one of each")
-        if self.front not in ("rgb", "gray_motion"):
-            raise ConfigError(f"front {self.front!r} is unknown; use 'rgb' or 'gray_motion'")
+        if self.front not in ("rgb", "gray_motion", "local_motion"):
+            raise ConfigError(f"front {self.front!r} is unknown; use 'rgb', 'gray_motion' or 'local_motion'")
         if self.pool not in ("max", "steps"):
             raise ConfigError(f"pool {self.pool!r} is unknown; use 'max' or 'steps'")
 
@@ -174,6 +175,8 @@ class R2Plus1D(nn.Module):
             return ((x - mean) / std).movedim(-1, 1)  # (B, 3, T, H, W)
         mean, std = x.mean((1, 2, 3), keepdim=True), x.std((1, 2, 3), keepdim=True)
         x = (x - mean) / (std + 0.02)  # a black picture stays zero
+        if self.config.front == "local_motion":  # what is bright beside what is around it: skin and light cancel
+            x = x - avg_pool2d(x, 11, 1, 5, count_include_pad=False)
         change = torch.zeros_like(x)
         change[:, 1:] = x[:, 1:] - x[:, :-1]
         return torch.stack((x, 3 * change), 1)  # (B, 2, T, H, W); a talking mouth changes by about a third

@@ -41,20 +41,37 @@ def crop_grid(generator: torch.Generator, windows: int, clips: int, size: int, s
 
 
 def _wander(generator: torch.Generator, windows: int, clips: int, strength: float) -> Tensor:
-    """A place for the window, a slow drift through it, and a tremble per clip: (B, clips, 1, 1, 2)."""
+    """A place for the window, and a tremble of the box per clip: (B, clips, 1, 1, 2)."""
     place = spread(generator, windows, 1, 2, by=0.15 * strength)
-    drift = spread(generator, windows, 1, 2, by=0.1 * strength) * torch.linspace(-1, 1, clips).view(1, -1, 1)
     tremble = torch.randn(windows, clips, 2, generator=generator) * 0.025 * strength
-    return (place + drift + tremble).view(windows, clips, 1, 1, 2)
+    return (place + tremble).view(windows, clips, 1, 1, 2)
+
+
+def drift(generator: torch.Generator, windows: int, frames: int, strength: float) -> Tensor:
+    """How camera and head move, the same in every class: (B, frames, 2) in mouth boxes, smooth, some windows hardly."""
+    push = torch.randn(windows, frames, 2, generator=generator) * 0.002 * strength
+    push = push * torch.rand(windows, 1, 1, generator=generator) * 3
+    speed = torch.zeros(windows, 2)
+    at, path = torch.zeros(windows, 2), []
+    for frame in range(frames):
+        speed = 0.9 * speed + push[:, frame]
+        at = (at + speed).clamp(-0.25, 0.25)
+        path.append(at)
+    return torch.stack(path, 1)
 
 
 def pictures(stored: np.ndarray, generator: torch.Generator, clips: int, size: int, strength: float = 1.0) -> Tensor:
     """uint8 (B, clips*T, 64, 64) around the mouth -> float (B*clips, T, size, size) in 0..255."""
     windows, frames = stored.shape[:2]
-    x = torch.from_numpy(stored).float().view(windows * clips, frames // clips, *stored.shape[2:])
     grid = crop_grid(generator, windows, clips, size, strength).flatten(0, 1)
-    x = grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)  # frames are channels
-    return x if not strength else light(x, generator, clips)
+    if not strength:
+        x = torch.from_numpy(stored).float().view(windows * clips, frames // clips, *stored.shape[2:])
+        return grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)  # frames are channels
+    x = torch.from_numpy(stored).float().view(windows * frames, 1, *stored.shape[2:])
+    grid = grid.repeat_interleave(frames // clips, 0)  # one for each frame
+    grid = grid + drift(generator, windows, frames, strength).view(-1, 1, 1, 2) / MARGIN
+    x = grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return light(x.view(windows * clips, frames // clips, size, size), generator, clips)
 
 
 def light(x: Tensor, generator: torch.Generator, clips: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 An utterance is one recorded sentence. Its pictures are cut around the mouth with a margin, so that training can
 shift, scale and bend them; its silent spans come from the corpus' word alignments where there are any, else from
-the sound's energy, and keep four frames of distance from speech because a mouth opens before it is heard.
+the sound's energy, and keep a distance from speech because a mouth opens before it is heard.
 """
 
 from collections import defaultdict
@@ -14,7 +14,8 @@ import numpy as np
 SAMPLE_RATE = 16_000  # Hz
 MARGIN = 1.6  # a stored picture shows this many mouth boxes, side by side
 STORED = 64  # pixels, side of a stored picture
-QUIET_FRAMES = 4  # frames kept away from speech
+QUIET_FRAMES = 4  # frames kept away from an aligned word
+UNSURE_FRAMES = 8  # frames kept away from sound, where no alignment says when the mouth begins to open
 SHORTEST_STILL = 6  # frames
 
 
@@ -64,12 +65,14 @@ def silent_spans(sound: np.ndarray, frame_seconds: float, frames: int) -> list[t
     level = 10 * np.log10(np.square(blocks).mean(1) + 1e-10)
     floor, top = np.quantile(level, (0.05, 0.9))
     loud = level > floor + 0.4 * (top - floor)
-    return spans_between(np.flatnonzero(loud), frames)
+    return spans_between(np.flatnonzero(loud), frames, UNSURE_FRAMES)
 
 
-def spans_between(speech_frames: Sequence[int] | np.ndarray, frames: int) -> list[tuple[int, int]]:
-    """The frame ranges at the start and the end that are QUIET_FRAMES away from every speech frame."""
+def spans_between(
+    speech_frames: Sequence[int] | np.ndarray, frames: int, margin: int = QUIET_FRAMES
+) -> list[tuple[int, int]]:
+    """The frame ranges at the start and the end that are ``margin`` frames away from every speech frame."""
     if len(speech_frames) == 0:
         return [(0, frames)]
-    ends = [(0, int(speech_frames[0]) - QUIET_FRAMES), (int(speech_frames[-1]) + 1 + QUIET_FRAMES, frames)]
+    ends = [(0, int(speech_frames[0]) - margin), (int(speech_frames[-1]) + 1 + margin, frames)]
     return [(a, b) for a, b in ends if b - a >= SHORTEST_STILL]

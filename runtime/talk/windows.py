@@ -98,7 +98,8 @@ def fragments(rng: np.random.Generator, pool: Sequence[Utterance], seconds: floa
     while sum(u.seconds for u in out) < seconds:
         u = pool[int(rng.integers(len(pool)))]
         first = int(rng.integers(len(u.pictures) - 10))
-        out.append(piece(u, first, min(len(u.pictures), first + int(rng.integers(10, 50))), backwards=rng.random() < 0.5))
+        last = min(len(u.pictures), first + int(rng.integers(10, 50)))
+        out.append(piece(u, first, last, backwards=rng.random() < 0.5))
     return out
 
 
