@@ -47,8 +47,9 @@ class Deadlines:
         for lane in self._lanes:
             if lane.jitter.stats.queued or (lane.silent_at is not None and lane.silent_at <= now):
                 return False
-            lead = min(lead, lane.lead)
-        return now < self.ends + lead
+            if lane.lead < lead:
+                lead = lane.lead
+        return now < self.ends + lead + (PATIENCE if self.untimed else 0.0)
 
     def next(self, assembler: ClipAssembler | None) -> tuple[float, Lane | None] | None:
         """The earliest of: a hole given up, a modality given up (its lane), a clip whose time has come (None)."""

@@ -95,13 +95,10 @@ class TransitFloor:
     receiver's clock. Two buckets follow clocks that drift (100 ppm move it by 2 ms)."""
 
     seconds: float = 10.0  # length of a bucket
+    value: float = float("inf")
     _start: float | None = None
     _current: float = float("inf")
     _previous: float = float("inf")
-
-    @property
-    def value(self) -> float:
-        return min(self._current, self._previous)
 
     def update(self, capture: float, now: float) -> None:
         if self._start is None:
@@ -109,6 +106,7 @@ class TransitFloor:
         if now - self._start >= self.seconds:
             self._start, self._previous, self._current = now, self._current, float("inf")
         self._current = min(self._current, now - capture)
+        self.value = min(self._current, self._previous)
 
 
 class _Missing:
@@ -134,16 +132,6 @@ class _Missing:
         self._firsts[i : i + 1] = [a for a, _ in pieces]
         self._lasts[i : i + 1] = [b for _, b in pieces]
         return True
-
-
-@dataclass(slots=True)
-class _Edge:
-    """Where the last delivered packet ended, to bound a gap in time."""
-
-    time: float | None = None
-
-    def follow(self, packet: Packet) -> None:
-        self.time = packet.end_seconds
 
 
 class JitterBuffer:
@@ -179,7 +167,7 @@ class JitterBuffer:
         self._order: list[int] = []  # heap of queued numbers
         self._due: list[tuple[float, int]] = []  # heap of (capture + early limit, number), cleaned lazily
         self._missing = _Missing()
-        self._edge = _Edge()
+        self._last: Packet | None = None  # delivered; bounds a gap in time
 
     @property
     def delay(self) -> float:
@@ -197,7 +185,8 @@ class JitterBuffer:
 
     def push(self, packet: Packet, now: float) -> list[Packet | Gap | Late]:
         """One packet that arrived at ``now`` seconds; returns what became ready, in order."""
-        out = self.poll(now)  # deadlines that passed first: how often poll is called must not matter
+        # Deadlines that passed first: how often poll is called must not matter.
+        out = self.poll(now) if self._queue else []
         self._learn(packet, now)
         self.stats.received += 1
         if self._next is None or self._first is None:
@@ -208,7 +197,8 @@ class JitterBuffer:
             self.stats.duplicates += 1
         elif packet.seq == self._next:
             self._deliver(packet, out)
-            self._release_run(out)
+            if self._queue:
+                self._release_run(out)
         else:
             self._enqueue(packet, now)
             out += self.poll(now)
@@ -275,7 +265,7 @@ class JitterBuffer:
         first, then = self._next, self._order[0]
         assert first is not None and first < then, (first, then)
         packet = self._queue[then]
-        start, end = self._edge.time, packet.seconds
+        start, end = None if self._last is None else self._last.end_seconds, packet.seconds
         if start is not None and start > end:  # B frames: neighbours in decode order are not neighbours in time
             start, end = end, start
         count = then - first
@@ -294,6 +284,6 @@ class JitterBuffer:
 
     def _deliver(self, packet: Packet, out: list[Packet | Gap | Late]) -> None:
         out.append(packet)
-        self._edge.follow(packet)
+        self._last = packet
         self._next = packet.seq + 1
         self.stats.delivered += 1

@@ -97,15 +97,15 @@ class Lane:
 
     def arrived(self, packet: Packet, now: float) -> None:
         """Learn from one arrival."""
-        seconds = packet.seconds
+        seconds, newest = packet.seconds, self._newest
         self.transit.update(seconds, now)
-        if self._newest is None or seconds > self._newest:
-            if self._newest is not None and seconds - self._newest < 1:
-                step = seconds - self._newest
+        if newest is None or seconds > newest:
+            if newest is not None and seconds - newest < 1:
+                step = seconds - newest
                 self._period += ((packet.end_seconds - seconds or step) - self._period) / (8 if self._period else 1)
             self._newest = seconds
-        elif self._newest - seconds < 1:
-            self._reorder = max(self._reorder, self._newest - seconds)
+        elif newest - seconds < 1:
+            self._reorder = max(self._reorder, newest - seconds)
 
     def decode(self, packet: Packet, damage: Any) -> list[Any]:
         """What became ready, with the final verdict on each."""
@@ -114,7 +114,7 @@ class Lane:
         self.failed = self._decoder.errors != before
         if self.failed:
             self.damage.decode_error()
-        if self.modality == "video":
+        if pieces and self.modality == "video":
             for piece in pieces:
                 self._judge(piece)
         return pieces
@@ -171,6 +171,12 @@ class Lane:
 
     def fates_of(self, seqs: Sequence[int]) -> list[Fate] | None:
         """The open fates of these packets; None if none of them belongs to this epoch."""
+        if len(seqs) == 1:  # nearly always
+            seq = seqs[0]
+            if seq not in self._fates:
+                return None
+            only = self._fates[seq]
+            return [] if only is None else [only]
         known = [s for s in seqs if s in self._fates]
         if not known and seqs:
             return None

@@ -53,6 +53,8 @@ class _Open:
     repaired: bool = False
 
     def fate(self) -> str:
+        if not self.marks:
+            return "used" if self.repaired else "unused"
         marks = self.marks - {"late"} | {"used"} if self.repaired else self.marks
         return next((fate for fate in FATES if fate in marks), "unused")
 

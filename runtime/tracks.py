@@ -22,6 +22,7 @@ BLANK_RANGE = 12  # grey levels; where darkest and brightest lie no further apar
 FROZEN_STEP = 2  # grey levels; pictures that differ by no more in any pixel are one picture
 SILENT_PEAK = 2.0**-12  # of full scale, 8 steps of 16-bit sound: digital silence after a codec
 LOOK = 4  # flags look at every fourth pixel and line
+GLANCE = 4  # of these, at every fourth first
 
 
 @dataclass(slots=True, eq=False)
@@ -174,10 +175,9 @@ class VideoTrack(Track):
 
     def flags(self, clip: NDArray[np.uint8]) -> tuple[str, ...]:
         """``frozen``: one picture all along; ``blank``: nothing to be seen on any of them."""
-        small = clip[:, ::LOOK, ::LOOK]
-        low, high = small.min(axis=0), small.max(axis=0)
-        frozen = int((high - low).max()) <= FROZEN_STEP
-        blank = int(high.max()) - int(low.min()) <= BLANK_RANGE
+        frozen, blank = _still(clip[:, :: GLANCE * LOOK, :: GLANCE * LOOK])
+        if frozen or blank:  # what moves or shows at a glance needs no second look
+            frozen, blank = _still(clip[:, ::LOOK, ::LOOK])
         return ("frozen",) * frozen + ("blank",) * blank
 
     def _learn(self, step: int, duration: int) -> None:
@@ -267,6 +267,12 @@ class AudioTrack(Track):
     def _silence(self, start: int, end: int) -> bool:
         """No number is missing, and no clip closed while nothing came."""
         return self.sequenced and self.closed <= start and not self._lossy(start, end)
+
+
+def _still(pictures: NDArray[np.uint8]) -> tuple[bool, bool]:
+    """Whether nothing moves, and whether nothing is to be seen; a part of the pixels can only err towards yes."""
+    low, high = pictures.min(axis=0), pictures.max(axis=0)
+    return int((high - low).max()) <= FROZEN_STEP, int(high.max()) - int(low.min()) <= BLANK_RANGE
 
 
 def _part(piece: Piece, start: int, end: int) -> Piece:
