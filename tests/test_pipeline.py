@@ -132,7 +132,7 @@ def test_other_fills_are_compared_on_the_same_features(pipeline, media):
 
 def test_a_face_bundle_runs_on_the_same_path(media, tmp_path):
     torch.manual_seed(0)
-    video = {"front": "gray_motion", "region": "face"}
+    video = {"front": "local_motion", "region": "face"}
     encoder, finder = registry.build("r2plus1d_tiny", **video), FaceBox(PRESETS["face_box_tiny"])
     manifest = tiny_manifest(
         encoders=ENCODERS | {"video": ENCODERS["video"] | {"overrides": video}},

@@ -34,7 +34,7 @@ class R2Plus1DConfig:
     clip_seconds: Fraction = Fraction(1, 2)
     frames: int = 8  # T
     size: int = 224  # H = W
-    front: str = "rgb"  # rgb: ImageNet mean and std; gray_motion: the clip standardised, and its change in time
+    front: str = "rgb"  # rgb: ImageNet mean and std; local_motion: see ``prepare``
     region: str = "frame"  # frame, face: what the picture shows
     crop_share: float = 0.875
     stem_width: int = 64
@@ -51,8 +51,8 @@ class R2Plus1DConfig:
         stages = {len(self.widths), len(self.blocks), len(self.time_strides), len(self.space_strides)}
         if len(stages) != 1:
             raise ConfigError(f"widths, blocks and strides name {sorted(stages)} stages; give each stage one of each")
-        if self.front not in ("rgb", "gray_motion", "local_motion"):
-            raise ConfigError(f"front {self.front!r} is unknown; use 'rgb', 'gray_motion' or 'local_motion'")
+        if self.front not in ("rgb", "local_motion"):
+            raise ConfigError(f"front {self.front!r} is unknown; use 'rgb' or 'local_motion'")
         if self.pool not in ("max", "steps"):
             raise ConfigError(f"pool {self.pool!r} is unknown; use 'max' or 'steps'")
 
@@ -168,15 +168,18 @@ class R2Plus1D(nn.Module):
         return self(self.prepare(clips))
 
     def prepare(self, clips: Tensor) -> Float[Tensor, "b c t h w"]:
-        """uint8 pictures to the network's input; a gray clip is normalised by itself, so none leaks into another."""
+        """uint8 pictures to the network's input.
+
+        ``local_motion`` standardises a gray clip by itself, so that none leaks into another, takes away what is around
+        each pixel, so that skin and light cancel, and adds the change from picture to picture.
+        """
         x = clips.float() / 255
         if self.config.front == "rgb":
             mean, std = x.new_tensor(IMAGENET_MEAN), x.new_tensor(IMAGENET_STD)
             return ((x - mean) / std).movedim(-1, 1)  # (B, 3, T, H, W)
         mean, std = x.mean((1, 2, 3), keepdim=True), x.std((1, 2, 3), keepdim=True)
         x = (x - mean) / (std + 0.02)  # a black picture stays zero
-        if self.config.front == "local_motion":  # what is bright beside what is around it: skin and light cancel
-            x = x - avg_pool2d(x, 11, 1, 5, count_include_pad=False)
+        x = x - avg_pool2d(x, 11, 1, 5, count_include_pad=False)
         change = torch.zeros_like(x)
         change[:, 1:] = x[:, 1:] - x[:, :-1]
         return torch.stack((x, 3 * change), 1)  # (B, 2, T, H, W); a talking mouth changes by about a third
@@ -207,7 +210,7 @@ PRESETS = {
         clip_seconds=Fraction(2, 5),
         frames=10,
         size=40,
-        front="gray_motion",
+        front="local_motion",
         region="face",
         stem_width=16,
         stem_kernel=(3, 5, 5),

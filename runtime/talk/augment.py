@@ -131,13 +131,13 @@ def voice(mel: Tensor, generator: torch.Generator, clips: int) -> Tensor:
     """Another throat and another microphone: (B*clips, 1, T, F) mel pictures, one draw per window."""
     rows, bins = len(mel), mel.shape[-1]
     windows = rows // clips
-    warp = torch.exp(spread(generator, windows, by=0.12)).repeat_interleave(clips)
+    warp = torch.exp(spread(generator, windows, by=0.15)).repeat_interleave(clips)
     at = (torch.arange(bins) * warp[:, None]).clamp(0, bins - 1)  # (B*clips, F)
     low = at.floor().long().clamp(max=bins - 2)
     share = (at - low).view(rows, 1, 1, bins)
     index = low.view(rows, 1, 1, bins).expand_as(mel)
     mel = mel.gather(-1, index) * (1 - share) + mel.gather(-1, index + 1) * share
-    knots = torch.randn(windows, 1, 5, generator=generator) * 0.25
+    knots = torch.randn(windows, 1, 5, generator=generator) * 0.4
     colour = interpolate(knots, bins, mode="linear", align_corners=True).repeat_interleave(clips, 0)[:, :, None]
     mel = mel + colour
     return mel - mel.mean((2, 3), keepdim=True)  # loudness stays removed

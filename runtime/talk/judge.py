@@ -17,6 +17,7 @@ from encoders.media import read_all
 from encoders.video.face_box import FaceBox
 from imputation.features import FeatureSet
 from runtime.face import FaceTracker
+from runtime.talk import augment
 from runtime.talk.corpus import Corpus
 from runtime.talk.prepare import FOLDERS, SPEC
 from runtime.talk.score import scene
@@ -35,18 +36,29 @@ def whole_pictures(data: Path, corpus: Corpus, speakers: Iterable[str]) -> Corpu
 
 
 @torch.no_grad()
-def judged(net: TalkNet, tracker: FaceTracker, sight: np.ndarray, sound: np.ndarray, grid: Grid) -> Tensor:
-    """One window as the runtime sees it: (clips, 2, D)."""
+def judged(
+    net: TalkNet,
+    tracker: FaceTracker,
+    sight: np.ndarray,
+    sound: np.ndarray,
+    grid: Grid,
+    spoilt: torch.Generator | None = None,
+) -> Tensor:
+    """One window as the runtime sees it: (clips, 2, D); ``spoilt`` by another camera, voice and microphone."""
     state, crops, found = tracker.initial_state(), [], []
     for frames in sight.reshape(grid.clips, grid.frames, *sight.shape[1:]):
         crop, state, here = tracker.locate(SimpleNamespace(video=frames), state)  # type: ignore[arg-type]
         found.append(here)
         crops.append(crop if crop is not None else np.zeros((grid.frames, tracker.size, tracker.size), np.uint8))
-    v = net.video.encode(torch.from_numpy(np.stack(crops)))
+    x = torch.from_numpy(np.stack(crops))
+    mel = net.audio.prepare(torch.from_numpy(sound).view(grid.clips, -1))
+    if spoilt is not None:
+        x = augment.light(x.float(), spoilt, grid.clips)
+        mel = augment.voice(mel, spoilt, grid.clips)
+    v = net.video.encode(x)
     assert net.video.no_face is not None
     v = torch.where(torch.tensor(found)[:, None], v, net.video.no_face)
-    a = net.audio.encode(torch.from_numpy(sound).view(grid.clips, -1))
-    return torch.stack((v, a), 1)
+    return torch.stack((v, net.audio(mel)), 1)
 
 
 def unseen_windows(
@@ -59,10 +71,14 @@ def unseen_windows(
     grid: Grid,
     noises: Sequence[np.ndarray],
     split: str,
+    harder: bool,
     progress: Callable[[int, int], None],
 ) -> FeatureSet:
-    """``each`` windows of every condition for every speaker; names say ``speaker:condition:number``."""
-    rng = np.random.default_rng(seed)
+    """``each`` windows of every condition for every speaker; names say ``speaker:condition:number``.
+
+    With ``harder`` every second window is spoilt: what is fitted on it should hold in other rooms, for other people.
+    """
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     tracker = FaceTracker(face, net.video.config.size)
     features, names, who = [], [], []
     for speaker in speakers:
@@ -70,7 +86,8 @@ def unseen_windows(
         for condition in CONDITIONS:
             for number in range(each):
                 sight, sound = scene(rng, condition, corpus.by_speaker[speaker], others, grid, noises)
-                features.append(judged(net, tracker, sight, sound, grid))
+                spoilt = generator if harder and number % 2 else None
+                features.append(judged(net, tracker, sight, sound, grid, spoilt))
                 names.append(f"{speaker}:{condition}:{number}")
                 who.append(speaker)
             progress(len(names), len(speakers) * len(CONDITIONS) * each)

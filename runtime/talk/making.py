@@ -109,7 +109,7 @@ class Making:
         whole = judge.whole_pictures(self.data, corpus, speakers)
         return judge.unseen_windows(
             net, face, whole, list(speakers), each or recipe.each, recipe.seed + 1, recipe.grid, corpus.noise(noise),
-            split, lambda done, of: self.say(f"{split} windows", done, of),
+            split, split == "validation", lambda done, of: self.say(f"{split} windows", done, of),
         )  # fmt: skip
 
     def _training_windows(self) -> FeatureSet:

@@ -28,14 +28,15 @@ from runtime.talk.windows import Grid, Reel, fragments, mix, noise, speaker_odds
 class EncoderRecipe:
     """How long and how hard."""
 
-    steps: int = 700
-    warm_steps: int = 200  # pretext alone
+    steps: int = 1000
+    warm_steps: int = 150  # pretext alone
     talking: int = 16  # windows of true pairs in a batch
     quiet: int = 6  # windows of still faces, and as many without speech
     lr: float = 2e-3
     weight_decay: float = 0.02
     pace: float = 0.2  # log of the fastest and slowest playing
-    broken: float = 0.6  # share of windows made of pieces of sentences
+    apart: float = 0.04  # seconds that sound may lead or trail its picture, as on real devices
+    broken: float = 0.7  # share of windows made of pieces of sentences
     blind: float = 0.3  # share of windows that show movement only
     drop: float = 0.15  # of features, before the head
     average: float = 0.997  # of the weights (EMA)
@@ -94,9 +95,10 @@ def speech(
     """A talking face and its sound, at another pace; often in pieces."""
     speed = math.exp(rng.uniform(-recipe.pace, recipe.pace))
     if rng.random() >= recipe.broken:
-        return talk(rng, pool, grid, speed)
-    reel = Reel(fragments(rng, pool, grid.total_seconds * speed), speed)
-    return reel.sight(grid.frame_times()), reel.sound(0.0, grid.samples)
+        return talk(rng, pool, grid, speed, apart=rng.uniform(-recipe.apart, recipe.apart))
+    reel = Reel(fragments(rng, pool, (grid.total_seconds + 0.2) * speed), speed)
+    at = 0.1 + rng.uniform(-recipe.apart, recipe.apart)
+    return reel.sight(0.1 + grid.frame_times()), reel.sound(at, grid.samples)
 
 
 def other_voices(rng: np.random.Generator, sounds: np.ndarray, odds: float = 0.7) -> np.ndarray:

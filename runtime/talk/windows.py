@@ -65,11 +65,12 @@ class Reel:
         return np.stack(out)
 
     def sound(self, start: float, samples: int) -> np.ndarray:
-        """float32 samples from ``start`` on; beyond the end it is silent."""
+        """float32 samples from ``start`` on; before the beginning and beyond the end it is silent."""
         whole = np.concatenate([_stretched(u, self.speed) for u in self.parts])
         first = round(start * SAMPLE_RATE)
         piece = whole[max(0, first) : first + samples]
-        return np.pad(piece, (0, samples - len(piece)))
+        before = max(0, -first)
+        return np.pad(piece, (before, samples - len(piece) - before))
 
 
 def _stretched(utterance: Utterance, speed: float) -> np.ndarray:
@@ -81,12 +82,12 @@ def _stretched(utterance: Utterance, speed: float) -> np.ndarray:
 
 
 def talk(
-    rng: np.random.Generator, pool: Sequence[Utterance], grid: Grid, speed: float = 1.0
+    rng: np.random.Generator, pool: Sequence[Utterance], grid: Grid, speed: float = 1.0, apart: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A talking face and its sound: pictures (clips*frames, 64, 64) and samples."""
+    """A talking face and its sound, ``apart`` seconds later: pictures (clips*frames, 64, 64) and samples."""
     reel = Reel([pool[i] for i in rng.permutation(len(pool))[:3]] if len(pool) >= 3 else list(pool) * 3, speed)
     start = rng.uniform(0, max(0.0, reel.seconds - grid.total_seconds))
-    return reel.sight(start + grid.frame_times()), reel.sound(start, grid.samples)
+    return reel.sight(start + grid.frame_times()), reel.sound(start + apart, grid.samples)
 
 
 def fragments(rng: np.random.Generator, pool: Sequence[Utterance], seconds: float) -> list[Utterance]:
