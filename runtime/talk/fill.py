@@ -44,11 +44,11 @@ class FillRecipe:
     masks: str = "independent"  # k from 0 to L - 1 in each row and modality by itself
     imputer: str = "curri_mae_small"
     imputer_overrides: dict[str, Any] = field(default_factory=dict)
-    imputer_steps: int = 4000
+    imputer_steps: int = 3000
     imputer_masks: str = "curriculum+independent+whole"
     imputer_lr: float = 5e-4
     head: dict[str, Any] = field(default_factory=lambda: {"hidden": 64, "project": 16, "agreement": 5})
-    head_steps: int = 2500
+    head_steps: int = 1500
     consistency: float = 0.5
     seed: int = 0
 
