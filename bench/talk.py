@@ -103,19 +103,21 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
-def folds(runs: Path, seeds: int, research: bool, say: Callable[[str, int, int], None]) -> list[tuple[str, Any]]:
+def folds(args: argparse.Namespace, say: Callable[[str, int, int], None]) -> list[tuple[str, Any]]:
     """(name, Making) of every fold and seed; nothing is run yet."""
     from runtime.talk.making import Making
     from runtime.talk.recipe import JAVA_PAIRS, Recipe, folded
 
     data, out = Path(os.environ["LEGATO_DATA"]), []
     plans = {name: folded(Recipe(), test) for name, test in FOLDS.items()}
-    if research:
+    if args.research:
         plans |= {"java " + "+".join(a[-2:] for a in pair): folded(Recipe(), pair) for pair in JAVA_PAIRS}
     for name, recipe in plans.items():
-        for seed in range(seeds if name == "ship" else 1):
+        if args.fold_steps and name != "ship":
+            recipe = replace(recipe, encoders=replace(recipe.encoders, steps=args.fold_steps))
+        for seed in range(args.seeds if name == "ship" else 1):
             one = replace(recipe, fill=replace(recipe.fill, seed=seed))
-            out.append((name, Making(one, data, runs / name.replace("/", "_").replace(" ", "_"), say, runs / "cache")))
+            out.append((name, Making(one, data, args.runs / name.replace(" ", "_"), say, args.runs / "cache")))
     return out
 
 
@@ -133,6 +135,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs; what is there is not made again")
     parser.add_argument("--seeds", type=int, default=3, help="of imputer and heads, for the fold that ships")
+    parser.add_argument("--fold-steps", type=int, default=0, help="encoder steps of the folds that do not ship")
+    parser.add_argument("--only", default="", help="folds, comma-separated; default: all")
     parser.add_argument("--zero-shot", action="store_true", help="the shipped weights on Java-SED too")
     parser.add_argument("--research", action="store_true", help="the folds that train on Java-SED too")
     parser.add_argument("--no-train", action="store_true", help="only tabulate what is there")
@@ -146,7 +150,9 @@ def main() -> None:
 
     clean: dict[str, dict[str, Any]] = {}
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for name, making in folds(args.runs, args.seeds, args.research, say):
+    for name, making in folds(args, say):
+        if args.only and name not in args.only.split(","):
+            continue
         seed = making.recipe.fill.seed
         there = (making.out / f"table-{seed}.json").exists()
         print(f"{name}, seed {seed}: {'there' if there else 'missing, about 25 minutes on two cores'}", flush=True)
