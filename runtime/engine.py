@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from encoders.clips import AudioSpec, ClipSpec, VideoSpec
+from encoders.serving import served
 from imputation.imputer import Filled, Imputer
 from imputation.presence import OBSERVED
 from runtime.clip import Clip
@@ -85,6 +86,8 @@ class Engine:
     ) -> None:
         self.models, self.task, self.device = models, task, torch.device(device)
         self.encoders = {m: e for m in MODALITIES if (e := getattr(models, f"{m}_encoder")) is not None}
+        if self.device.type == "cpu":
+            self.encoders = {m: served(e) for m, e in self.encoders.items()}
         self.width = next(iter(self.encoders.values())).dim  # D
         self.heads = _choose(models.heads, heads)
         self.ladder: Imputer = fill if fill is not None else models.ladder
