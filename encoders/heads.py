@@ -156,9 +156,10 @@ class GRUHead(nn.Module):
         exists: Bool[Tensor, "b w"] | None = None,
     ) -> Float[Tensor, "b k"]:
         """Logits of each window."""
-        serving = not torch.is_grad_enabled() and features.device.type == "cpu"
-        if serving and (exists is None or len(exists) == 1 or bool(exists.all())):
-            return self._at_once(self._inputs(features, presence, variance), exists)
+        if not torch.is_grad_enabled() and features.device.type == "cpu":
+            exists = None if exists is None or bool(exists.all()) else exists
+            if exists is None or len(exists) == 1:
+                return self._at_once(self._inputs(features, presence, variance), exists)
         state = self.initial_state(len(features))
         logits = self.classifier(state.hidden)
         for t in range(features.shape[1]):
@@ -168,7 +169,7 @@ class GRUHead(nn.Module):
 
     def _at_once(self, inputs: Float[Tensor, "b w i"], exists: Bool[Tensor, "b w"] | None) -> Float[Tensor, "b k"]:
         """All steps in one call, for rows whose positions are all there, or for one row: five times as fast."""
-        if exists is not None and len(exists) == 1:  # a position that is not there is as good as left out
+        if exists is not None:  # a position that is not there is as good as left out
             inputs = inputs[:, exists[0]]
         hidden = self.initial_state(len(inputs)).hidden
         if inputs.shape[1]:

@@ -6,6 +6,7 @@ count here and never an exception; what it means for later frames is for ``runti
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -105,9 +106,15 @@ class AudioDecoder:
         return Block(time, sound.samples, self._rate, True, damage.reason, damage.severity, sound.seqs)
 
 
+@lru_cache(maxsize=64)
+def _seconds(ticks: int, time_base: Fraction) -> Fraction:
+    """Durations are few, and exact fractions take long to make."""
+    return ticks * time_base
+
+
 def _frame(picture: Picture) -> Frame:
     packet, damage = picture.packet, picture.note
-    duration = packet.duration * packet.time_base if packet.duration else None
+    duration = _seconds(packet.duration, packet.time_base) if packet.duration else None
     if damage is None or not damage.damaged:
         return Frame(picture.time, duration, picture.pixels, seqs=(packet.seq,), corrupt=picture.corrupt)
     return Frame(

@@ -136,7 +136,7 @@ class MediaFile:
                 return
             clock = clocks.get(packet.stream_index)
             if clock is not None:
-                yield record(**clock.fields(packet))
+                yield clock.read(packet, record)
 
     def seek(self, seconds: float) -> None:
         """Go to the last keyframe at or before ``seconds`` (presentation time); the start where that is impossible."""
@@ -251,8 +251,8 @@ class _Clock:
         frame_rate = stream.average_rate or stream.guessed_rate if modality == "video" else None
         self.step = max(1, round(1 / (frame_rate * self.time_base))) if frame_rate else 0
 
-    def fields(self, packet: Any) -> dict[str, Any]:
-        """The fields of a Demuxed or a Packet."""
+    def read(self, packet: Any, record: type[R]) -> R:
+        """A Demuxed or a Packet."""
         pts, dts = packet.pts, packet.dts
         if self.wraps:
             pts, dts = self._unwrap(pts, dts)
@@ -266,20 +266,20 @@ class _Clock:
             time += int(skip * self.ticks_per_sample + Fraction(1, 2))
         seq = self.seq
         self.seq += 1
-        return {
-            "modality": self.modality,
-            "seq": seq,
-            "capture_time": time,
-            "time_base": self.time_base,
-            "payload": bytes(packet),
-            "duration": duration,
-            "keyframe": packet.is_keyframe,
-            "disposable": packet.is_disposable,
-            "decode_time": dts,
-            "corrupt": packet.is_corrupt,
-            "skip": skip,
-            "padding": padding,
-        }
+        return record(
+            modality=self.modality,
+            seq=seq,
+            capture_time=time,
+            time_base=self.time_base,
+            payload=bytes(packet),
+            duration=duration,
+            keyframe=packet.is_keyframe,
+            disposable=packet.is_disposable,
+            decode_time=dts,
+            corrupt=packet.is_corrupt,
+            skip=skip,
+            padding=padding,
+        )  # type: ignore[call-arg]
 
     def _unwrap(self, pts: int | None, dts: int | None) -> tuple[int | None, int | None]:
         reference = dts if dts is not None else pts

@@ -33,7 +33,8 @@ class Picture:
     @property
     def time(self) -> Fraction:
         """Presentation time in seconds."""
-        return self.ticks * self.packet.time_base
+        base = self.packet.time_base
+        return Fraction(self.ticks * base.numerator, base.denominator)  # the product of two would take thrice as long
 
 
 class VideoPacketDecoder(PacketDecoder):
