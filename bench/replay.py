@@ -173,6 +173,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--profile", action="store_true", help="print cProfile's table as well")
+    parser.add_argument("--beside", default="", help="what else the machine did meanwhile, for the results")
     parser.add_argument("--dry", action="store_true", help="write no results")
     options = parser.parse_args()
     pipeline = Pipeline.from_bundle(options.bundle, device="cpu")
@@ -182,10 +183,19 @@ def main() -> None:
         if options.profile:
             profile(pipeline, media, options.seed)
     lines = table(rows, pipeline.bundle.manifest.name, shown)
+    if options.beside:
+        lines += ["", f"Meanwhile on the same machine: {options.beside}."]
     if options.dry:
         print("\n".join(lines))
         return
-    values = {"bundle": pipeline.bundle.hash, "seed": options.seed, "media": shown, "seconds": SECONDS, "rows": rows}
+    values = {
+        "bundle": pipeline.bundle.hash,
+        "seed": options.seed,
+        "media": shown,
+        "seconds": SECONDS,
+        "beside": options.beside,
+        "rows": rows,
+    }
     write_results(Path(__file__).parent / "results", "replay", values, lines)
 
 
