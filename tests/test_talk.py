@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from runtime.errors import UsageError
 from runtime.talk import augment
 from runtime.talk.corpus import SAMPLE_RATE, Corpus, Utterance, silent_spans, spans_between
+from runtime.talk.fill import balanced
 from runtime.talk.recipe import GRID_SPEAKERS, JAVA_PAIRS, Recipe, folded
 from runtime.talk.score import auc, scene, score, trial
 from runtime.talk.windows import CONDITIONS, LABEL_OF, Grid, Reel, mix, noise, speaker_odds, still, talk
@@ -180,3 +181,9 @@ def test_a_fold_shares_no_speaker_between_its_parts(test: tuple[str, ...]) -> No
 def test_an_unknown_speaker_is_named() -> None:
     with pytest.raises(UsageError, match="speaker 'grid/s9' is unknown"):
         folded(Recipe(), ("grid/s9",))
+
+
+def test_calibration_sees_every_class_equally_often() -> None:
+    label = torch.tensor([0, 0, 1, 2, 2, 2, 2])
+    rows = balanced(label)
+    assert torch.bincount(label[rows]).tolist() == [4, 4, 4] and set(rows.tolist()) == set(range(7))

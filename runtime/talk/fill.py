@@ -110,7 +110,7 @@ def arms(models: Trained, calibration: dict[str, Calibration]) -> list[Arm]:
 def calibrate(
     models: Trained, validation: FeatureSet, lookahead: int, aheads: tuple[int, ...]
 ) -> dict[str, Calibration]:
-    """Temperature by observed share and one offset per class for each head, on validation speakers.
+    """Temperature by observed share and one offset per class for each head, on validation speakers, classes alike.
 
     ``aheads``: how many clips of the lookahead are there; their windows are taken together.
     """
@@ -127,8 +127,19 @@ def calibrate(
             for ahead in aheads
         ]
         logits, share, label = (torch.cat(x) for x in zip(*parts, strict=True))
-        out[name] = fit(logits, share, label, knots=KNOTS, offsets=True)
+        rows = balanced(label)
+        out[name] = fit(logits[rows], share[rows], label[rows], knots=KNOTS, offsets=True)
     return out
+
+
+def balanced(label: torch.Tensor) -> torch.Tensor:
+    """Rows in which every class is as frequent as the most frequent one: (n,) -> (K * most,).
+
+    The six conditions hold three of one label and one of another; how often people really speak nobody knows here.
+    """
+    classes = [(label == k).nonzero().flatten() for k in label.unique()]
+    most = max(len(rows) for rows in classes)
+    return torch.cat([rows.repeat(-(-most // len(rows)))[:most] for rows in classes])
 
 
 @dataclass(frozen=True, kw_only=True)
