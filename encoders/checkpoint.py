@@ -4,6 +4,7 @@ Whatever interrupts a save, the older state or the newer is whole; a resumed run
 one bit for bit.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from encoders.errors import DataError, OutputError
@@ -137,19 +139,25 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     except (OSError, KeyError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{folder} holds no checkpoint to resume ({error}); leave out --resume to start anew") from None
+        raise DataError(f"{folder} holds no checkpoint to resume ({_why(error)}); name a run that saved one") from None
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A path to write that becomes ``path`` only when the block ends well; raises OutputError when it cannot."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.parent / f".{path.name}.{os.getpid()}.part"
     try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; name a file in it")
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.replace(path)
-    except OSError as error:
-        why = error.strerror or error
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OutputError):
+            raise
+        why = getattr(error, "strerror", None) or error
+        if getattr(error, "errno", None) in (errno.EEXIST, errno.ENOTDIR):
+            why = "a file is where a folder is needed"
         raise OutputError(f"{path} could not be written ({why}); free space or choose another --out") from None
     finally:
         partial.unlink(missing_ok=True)
@@ -159,6 +167,11 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values atomically, readable by people."""
     with writing(path) as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _why(error: Exception) -> str:
+    """Half a sentence, without Python's numbers and quotes."""
+    return getattr(error, "strerror", None) or f"it is damaged: {error}"
 
 
 def _sha256(path: Path) -> str:

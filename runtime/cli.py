@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 # OpenMP's threads spin by default; two-thread work then slows several times beside any other load.
@@ -76,6 +77,9 @@ def legato(version: bool = typer.Option(False, "--version", help="Print the vers
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; every failure is one sentence on stderr and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows ? instead of failing
     sys.exit(run(arguments))
 
 
@@ -97,10 +101,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        return fail(f"the system refused: {error.strerror or error}{place}; make room or choose another place", 1)
+        return fail(_refused(error), 1)
     except Exception as error:
         return _usage(error)
+
+
+def _refused(error: OSError) -> str:
+    """What the system would not do; the way out depends on why."""
+    from runtime.output import FULL, reason
+
+    place = f" ({error.filename})" if error.filename else ""
+    way_out = "make room or choose another place" if error.errno in FULL else "choose another place or name"
+    return f"the system refused: {reason(error)}{place}; {way_out}"
 
 
 def fail(sentence: str, code: int) -> int:

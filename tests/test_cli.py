@@ -12,7 +12,7 @@ import typer
 
 from runtime import cli
 from runtime.errors import OutputError, SourceError, UsageError
-from runtime.output import ResultFile
+from runtime.output import ResultFile, part_of
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_an_unfinished_result_leaves_nothing_behind(tmp_path, error):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device on which every write fails")
 def test_a_full_disk_is_one_sentence_that_names_the_result(tmp_path):
     result = ResultFile(tmp_path / "out.jsonl")
-    (tmp_path / "out.jsonl.part").symlink_to("/dev/full")
+    part_of(tmp_path / "out.jsonl").symlink_to("/dev/full")
     with pytest.raises(OutputError, match=r"out\.jsonl could not be written: No space left on device"), result as file:
         file.write("x" * 100_000)
     assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from runtime.errors import MissingExtraError, OutputError
+from runtime.output import part_of
 from runtime.report import numbers, render_page, write_report
 from runtime.report.chart import share
 from runtime.report.numbers import Axis, Segment
@@ -222,10 +223,10 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["report.html", "report.png"])
 def test_a_full_disk_leaves_nothing_under_the_final_name(tmp_path, name):
     pytest.importorskip("matplotlib")
-    (tmp_path / f"{name}.part").symlink_to("/dev/full")
+    part_of(tmp_path / name).symlink_to("/dev/full")
     with pytest.raises(OutputError, match=f"{name} could not be written: No space left on device"):
         write_report(a_run(20), tmp_path)
-    assert not (tmp_path / name).exists() and not (tmp_path / f"{name}.part").exists()
+    assert not (tmp_path / name).exists() and not part_of(tmp_path / name).exists()
 
 
 def test_ctrl_c_while_drawing_leaves_the_page_and_no_half_picture(tmp_path, monkeypatch):

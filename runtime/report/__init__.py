@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from runtime.errors import MissingExtraError, OutputError
-from runtime.output import ResultFile
+from runtime.errors import MissingExtraError
+from runtime.output import ResultFile, not_written, part_of
 from runtime.report.page import render_page
 from runtime.run_log import Run
 
@@ -42,11 +42,11 @@ def write_report(
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
+    part = part_of(path)
     try:
         part.write_bytes(content)
         os.replace(part, path)
     except OSError as error:
-        raise OutputError(f"{path} could not be written: {error.strerror or error}; choose another place") from error
+        raise not_written(path, error) from error
     finally:
         part.unlink(missing_ok=True)
