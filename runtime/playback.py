@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from imputation.presence import OBSERVED
-from runtime.output import ResultFile, as_line
+from runtime.output import ResultFile, as_line, check_folder
 from runtime.prediction import Prediction
 from runtime.run_log import BUNDLED, LoggedClip, Run, read_truth
 from runtime.stream import Encoded
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from runtime.sources.base import Source
 
 CARD = {"description", "training", "metrics", "licence", "attribution"}  # of the manifest, for the report
-COMPARED = ("lerp", "zero")  # the arms a report shows beside the bundle's own filling
+ARMS = {"lerp": "interpolated", "zero": "left empty"}
+COMPARED = tuple(ARMS)  # the arms a report shows beside the bundle's own filling
 
 
 def play(
@@ -67,6 +68,7 @@ def begin(pipeline: "Pipeline", source: "Source", *, loss: str = "", seed: int =
         seed=seed,
         truth=read_truth(source.info),
         arms={BUNDLED: []},
+        recorded_loss=source.info.labels.get("loss", ""),
         attribution=source.info.labels.get("attribution", ""),
         card=manifest.model_dump(mode="json", include=CARD),
     )
@@ -98,9 +100,11 @@ class Output:
     ) -> None:
         self.report, self.as_json, self.timings = report, as_json, timings
         self.console = Console()
-        self._file = ResultFile(path) if path else None
+        self._file = ResultFile(path) if path is not None else None
 
     def __enter__(self) -> "Output":
+        if self.report is not None:
+            check_folder(self.report)
         if self._file is not None:
             self._file.__enter__()
         return self
@@ -120,7 +124,7 @@ class Output:
         else:
             with self._table(pipeline, run) as table:
                 play(pipeline, source, partial(self._keep, table=table), run, speed=speed, compare=compare)
-            self.console.print(summary(run), highlight=False, soft_wrap=True)
+            self.console.print(summary(run, paced=speed == "realtime"), highlight=False, soft_wrap=True)
         if self.report is not None:
             from runtime.report import write_report
 
@@ -131,7 +135,15 @@ class Output:
 
     def _table(self, pipeline: "Pipeline", run: Run) -> LiveTable:
         truth = run.true_label if run.truth else None
-        return LiveTable(self.console, run.labels, window=pipeline.config.window.clips, title=run.stream, truth=truth)
+        title = f"{run.stream} · {run.loss_words} · bundle {run.bundle}"
+        return LiveTable(
+            self.console,
+            run.labels,
+            window=pipeline.config.window.clips,
+            modalities=run.modalities,
+            title=title,
+            truth=truth,
+        )
 
     def _keep(self, prediction: Prediction, table: LiveTable | None = None) -> None:
         if table is not None:
@@ -142,14 +154,16 @@ class Output:
             print(as_line(prediction.as_dict(timings=self.timings)))
 
 
-def summary(run: Run) -> str:
-    """One line about a finished run."""
+def summary(run: Run, *, paced: bool = False) -> str:
+    """A finished run in a few short lines; ``paced``: it was played in real time, so its speed says nothing."""
     finals = run.finals()
     seen = {m: sum(c.provenance.state[m] == OBSERVED for c in run.clips) / len(run.clips) for m in run.modalities}
     observed = ", ".join(f"{m} {share:.0%} observed" for m, share in seen.items())
     abstained = sum(p.abstained for p in finals)
-    pace = run.seconds / run.wall_seconds if run.wall_seconds else 0.0
-    line = f"{run.stream}: {run.seconds:.1f} s, {pace:.0f} times as fast as real time; {observed}; "
-    line += f"{len(finals)} windows, {abstained} abstained"
-    accuracy = run.accuracy()
-    return line if accuracy is None else f"{line}; {accuracy:.0%} right"
+    pace = "" if paced or not run.wall_seconds else f", {run.seconds / run.wall_seconds:.1f} times real time"
+    line = f"{run.stream}: {run.seconds:.1f} s{pace}; {observed}\n{len(finals)} windows, {abstained} abstained"
+    right = {arm: run.accuracy(arm) for arm in run.arms}
+    if right[BUNDLED] is None:
+        return line
+    others = ", ".join(f"{share:.0%} {ARMS.get(arm, arm)}" for arm, share in right.items() if arm != BUNDLED)
+    return f"{line}; {right[BUNDLED]:.0%} right" + (f" (gaps {others})" if others else "")

@@ -52,6 +52,7 @@ class Run:
     settings: Mapping[str, Any]
     loss: str = ""  # profile injected, "" = only what the source itself lost
     seed: int = 0
+    recorded_loss: str = ""  # what a recording says of the losses that are in it, such as "wifi-poor, seed 1"
     truth: tuple[Span, ...] = ()
     clips: list[LoggedClip] = field(default_factory=list)
     arms: dict[str, list[Prediction]] = field(default_factory=dict)
@@ -60,6 +61,13 @@ class Run:
     wall_seconds: float = 0.0
     attribution: str = ""  # of the recording or the bundle, to be shown with a report
     card: Mapping[str, Any] = field(default_factory=dict)  # the bundle's: description, training, metrics, licence, ...
+
+    @property
+    def loss_words(self) -> str:
+        """Where the losses came from, in words."""
+        parts = [f"{self.loss}, seed {self.seed}"] if self.loss else []
+        parts += [f"{self.recorded_loss} when recorded"] if self.recorded_loss else []
+        return "; ".join(parts) or "losses of the source itself"
 
     @property
     def seconds(self) -> float:

@@ -1,14 +1,16 @@
 """The live table: one plain line per final prediction without a terminal, rows that turn final with one."""
 
 import io
+import re
 from collections.abc import Sequence
 
+import pytest
 from rich.console import Console
 
 from runtime.prediction import ClipProvenance, Prediction
-from runtime.table import LiveTable, clock, plain_line
+from runtime.table import LiveTable, clock
 
-LABELS = ("nobody", "on screen")
+LABELS = ("nobody", "on_screen")
 
 
 def prediction(clip: int, status: str = "final", label: str | None = "nobody", lost: Sequence[int] = ()) -> Prediction:
@@ -30,7 +32,7 @@ def prediction(clip: int, status: str = "final", label: str | None = "nobody", l
         end_seconds=(clip + 1) * 0.4,
         head="gru",
         label=label,
-        probabilities={"nobody": 0.75, "on screen": 0.25},
+        probabilities={"nobody": 0.75, "on_screen": 0.25},
         confidence=0.75,
         status=status,
         revision=0,
@@ -40,38 +42,54 @@ def prediction(clip: int, status: str = "final", label: str | None = "nobody", l
     )
 
 
-def shown(*predictions: Prediction, terminal: bool = False) -> str:
+def shown(*predictions: Prediction, terminal: bool = False, width: int = 110, window: int = 4) -> str:
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=110, color_system=None)
-    with LiveTable(console, LABELS, window=4, truth=lambda p: "on screen" if terminal else None) as table:
+    console = Console(file=out, force_terminal=terminal, width=width, color_system=None)
+    with LiveTable(console, LABELS, window=window, truth=lambda p: "on_screen") as table:
         for item in predictions:
             table.show(item)
-    return out.getvalue()
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
 
 
 def test_without_a_terminal_every_final_prediction_is_one_plain_line():
-    text = shown(prediction(0, "provisional"), prediction(0), prediction(2, lost=(1,)))
-    assert text.splitlines()[1:] == [
-        "  0:00.4     █      █   nobody 75%, observed 100%",
-        "  0:01.2   █·█    ███   nobody 75%, observed 83%, filled by curri_mae",
+    text = shown(prediction(0, "provisional"), prediction(0), prediction(2, label="on_screen", lost=(1,)))
+    assert text.splitlines() == [
+        "█ came  ▒ damaged  ░ late  · lost  - shed",
+        "    time  video  audio  label      sure  seen  filled by      truth",
+        "  0:00.4     █      █   nobody      75%  100%                 ✗ on screen",
+        "  0:01.2   █·█    ███   on screen   75%   83%  curri-MAE      ✓ on screen",
     ]
 
 
-def test_an_abstention_is_said():
-    assert "abstained" in plain_line(prediction(1, label=None, lost=(0, 1)), 4)
+def test_an_abstention_is_said_without_a_confidence():
+    line = shown(prediction(1, label=None, lost=(0, 1))).splitlines()[-1]
+    assert "abstained" in line and "75%" not in line
 
 
 def test_on_a_terminal_the_newest_rows_stay_and_a_row_turns_final():
     text = shown(prediction(1, "provisional"), prediction(1), prediction(2, lost=(2,)), terminal=True)
     last = text[text.rindex("time") :]
     assert last.count("0:00.8") == 1 and "0:01.2" in last
-    assert "curri_mae" in last and "on screen" in last and "━" in last
+    assert "curri-MAE" in last and "✗ on screen" in last and "━" in last
 
 
 def test_the_table_keeps_its_size():
     text = shown(*(prediction(k) for k in range(40)), terminal=True)
     last = text[text.rindex("time") :]
     assert last.count("nobody") == 18 and "0:16.0" in last
+
+
+@pytest.mark.parametrize("width", [50, 60, 72, 80, 120, 200])
+def test_at_any_width_nothing_is_cut_and_the_label_is_there(width):
+    text = shown(prediction(2, lost=(1,)), terminal=True, width=width, window=10)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width and "…" not in "".join(lines[1:-1])
+    assert any("nobody" in line and "█·█" in line and "75%" in line for line in lines)
+
+
+def test_eighty_columns_hold_every_column():
+    text = shown(prediction(2, lost=(1,)), terminal=True, width=80, window=10)
+    assert all(title in text for title in ("time", "video", "audio", "label", "sure", "seen", "filled by", "truth"))
 
 
 def test_times_are_minutes_and_seconds():

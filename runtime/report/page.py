@@ -13,6 +13,7 @@ from runtime.report.numbers import Axis
 from runtime.report.tables import comparison, events, latency, packets
 from runtime.report.timeline import ARMS, RUNGS, readout_data, timeline
 from runtime.run_log import BUNDLED, Run
+from runtime.wording import words
 
 
 def render_page(run: Run, pictures: Mapping[int, bytes] | None = None) -> str:
@@ -59,8 +60,8 @@ def _header(run: Run) -> str:
 
 
 def _loss(run: Run) -> str:
-    if not run.loss:
-        return "losses of the source itself"
+    if run.recorded_loss or not run.loss:
+        return escape(run.loss_words)
     try:
         mean = f", {share(open_profile(run.loss, clip_seconds=run.clip_seconds).loss)} of packets on average"
     except UsageError:  # a trace that has moved since
@@ -110,7 +111,8 @@ def _fillers(run: Run) -> str:
 def _card(run: Run) -> str:
     facts: list[tuple[str, Any]] = [("bundle", run.bundle), ("hash", run.bundle_hash)]
     facts += [(name, run.card[name]) for name in ("description", "licence", "attribution") if run.card.get(name)]
-    facts += [("labels", ", ".join(run.labels)), ("clip", f"{run.clip_seconds:g} s")]
+    facts += [("labels", ", ".join(map(words, run.labels))), ("clip", f"{run.clip_seconds:g} s")]
+    facts += [("recorded with", run.recorded_loss)] if run.recorded_loss else []
     facts += [("loss", run.loss), ("seed", run.seed)] if run.loss else [("loss", "none added")]
     cells = "".join(f"<dt>{name}</dt><dd>{escape(str(value))}</dd>" for name, value in facts)
     folded = "".join(

@@ -13,6 +13,7 @@ from runtime.report.numbers import Axis, Segment
 from runtime.report.style import LABEL_COLOURS
 from runtime.report.timeline import ARMS, RUNGS
 from runtime.run_log import BUNDLED, Run
+from runtime.wording import words
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -132,13 +133,12 @@ def _sureness(place: "Axes", run: Run, axis: Axis, head: str) -> None:
 def _words(figure: Figure, run: Run, head: str | None) -> None:
     top, height = figure.get_figheight(), figure.get_figheight()
     figure.text(0.15, 1 - 0.3 / height, run.stream, fontsize=14.5, fontweight="bold", color=_INK)
-    loss = f"{run.loss}, seed {run.seed}" if run.loss else "losses of the source itself"
-    sub = f"bundle {run.bundle} {run.bundle_hash[:12]} · {loss}"
+    sub = f"bundle {run.bundle} {run.bundle_hash[:12]} · {run.loss_words}"
     figure.text(0.15, 1 - 0.53 / height, sub, fontsize=9, color=_SOFT)
     used = {s.key for m in run.modalities for s in numbers.states(run, m)}
-    handles = [_patch(words, *_STATES[words]) for words in _STATES if words in used]
+    handles = [_patch(state, *look) for state, look in _STATES.items() if state in used]
     handles += [_patch(f"filled by {RUNGS.get(rung, rung)}", *look) for rung, look in _fill_colours(run).items()]
-    handles += [_patch(label, *look) for label, look in _label_colours(run).items()]
+    handles += [_patch(words(label), *look) for label, look in _label_colours(run).items()]
     if head is not None:
         handles += list(_lines())
     figure.legend(
@@ -154,8 +154,8 @@ def _lines() -> Iterable[Any]:
     yield Line2D([], [], color=_CAME, lw=1.3, ls=(0, (3, 2)), label="observed share")
 
 
-def _patch(words: str, colour: str, hatch: str) -> Patch:
-    return Patch(facecolor=colour, hatch=hatch, edgecolor=_MISS if hatch else colour, lw=0, label=words)
+def _patch(name: str, colour: str, hatch: str) -> Patch:
+    return Patch(facecolor=colour, hatch=hatch, edgecolor=_MISS if hatch else colour, lw=0, label=name)
 
 
 def _label_colours(run: Run) -> dict[str, tuple[str, str]]:

@@ -11,6 +11,7 @@ from runtime.report import numbers, style
 from runtime.report.chart import area, curves, row, share, strip, ticks
 from runtime.report.numbers import Axis, Segment
 from runtime.run_log import BUNDLED, Run
+from runtime.wording import words
 
 ARMS = {
     BUNDLED: "Legato fills",
@@ -54,8 +55,8 @@ def _presence(run: Run, axis: Axis, pictures: Mapping[int, bytes]) -> str:
                 row("filled by", strip(filled, axis.length, fills, label=f"{modality}: filled places", kind="thin"))
             )
         if flagged := numbers.flags(run, modality):
-            words = ", ".join(dict.fromkeys(segment.key.replace("_", " ") for segment in flagged))
-            rows.append(row(escape(words), strip(flagged, axis.length, {}, label=f"{modality}: {words}", kind="thin")))
+            named = ", ".join(dict.fromkeys(words(segment.key) for segment in flagged))
+            rows.append(row(escape(named), strip(flagged, axis.length, {}, label=f"{modality}: {named}", kind="thin")))
     return "".join(rows)
 
 
@@ -129,16 +130,16 @@ def _sureness(run: Run, axis: Axis, head: str) -> str:
 
 def _legend(run: Run) -> str:
     used = {segment.key for m in run.modalities for segment in numbers.states(run, m)}
-    items = [(f"s-{s}", words) for s, words in style.STATES.items() if s in used or s == OBSERVED]
+    items = [(f"s-{s}", name) for s, name in style.STATES.items() if s in used or s == OBSERVED]
     items += [(c, f"filled by {RUNGS.get(rung, rung)}") for rung, c in _fill_classes(run).items()]
-    items += [(c, label) for label, c in _label_classes(run).items() if label != "abstained"]
+    items += [(c, words(label)) for label, c in _label_classes(run).items() if label != "abstained"]
     if any(p.abstained for p in run.arms.get(BUNDLED, ())):
         items.append(("s-abstained", "abstained"))
     if run.truth:
         items.append(("s-wrong", "wrong"))
     return (
         '<ul class="legend">'
-        + "".join(f'<li><i class="{css}"></i>{escape(words)}</li>' for css, words in items)
+        + "".join(f'<li><i class="{css}"></i>{escape(name)}</li>' for css, name in items)
         + "</ul>"
     )
 
@@ -167,19 +168,19 @@ def readout_data(run: Run, axis: Axis) -> str:
             said = [""] * axis.length
             for p in numbers.finals(run, arm, head):
                 if (place := axis.place(p.clip)) is not None:
-                    said[place] = "abstained" if p.abstained else f"{p.label} {p.confidence:.0%}"
+                    said[place] = "abstained" if p.abstained else f"{words(p.label or '')} {p.confidence:.0%}"
             lines.append((f"{ARMS.get(arm, arm)}:", said))
         truths = [""] * axis.length
         for p in numbers.finals(run, BUNDLED, head):
             if (place := axis.place(p.clip)) is not None:
-                truths[place] = run.true_label(p) or ""
+                truths[place] = words(run.true_label(p) or "")
         lines.append(("truth:", truths))
     return json.dumps({"at": at, "lines": lines}, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
 
 
 def _came(provenance: ClipProvenance, modality: str) -> str:
     state, rung = provenance.state.get(modality, ""), provenance.rung.get(modality, "")
-    words = [state]
+    came = [state]
     if rung and rung != OBSERVED:
-        words.append(f"(filled by {RUNGS.get(rung, rung)})")
-    return " ".join([*words, *provenance.flags.get(modality, ())])
+        came.append(f"(filled by {RUNGS.get(rung, rung)})")
+    return " ".join([*came, *provenance.flags.get(modality, ())])
