@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,30 +60,40 @@ class Bundle:
         manifest: Manifest,
         tensors: "Mapping[str, Mapping[str, Tensor]]",
         files: Mapping[str, str] | None = None,
+        check: "Callable[[Bundle], object] | None" = None,
     ) -> "Bundle":
         """Writes a bundle whole or not at all, and loads it.
 
         ``tensors`` maps each weight file that the manifest names to its tensors; the checksums are filled in here.
         ``files`` are texts that lie beside them, such as a card. A bundle that is in ``folder`` already is replaced;
-        its own texts stay unless ``files`` has new ones.
+        its own texts stay unless ``files`` has new ones. ``check`` may look at the bundle before it gets its name;
+        what it raises is raised here, and nothing is written.
 
         Raises:
-            BundleError: the tensors are not those the manifest names, or one of them is not finite.
+            BundleError: the tensors are not those the manifest names, one of them is not finite, or a text has no
+                file name of its own.
             OutputError: the folder holds something else, or cannot be written.
         """
         folder = Path(os.path.abspath(folder))
         _check_names(manifest, tensors)
+        _check_texts(manifest, files or {})
         _check_target(folder)
         part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
         try:
             part.mkdir(parents=True)
             _fill(part, folder, manifest, tensors, files or {})
-            Bundle.load(part)
+            made = Bundle.load(part)
+            if check is not None:
+                check(made)
             _put(part, folder)
+        except BundleError as error:
+            raise BundleError(str(error).replace(str(part), str(folder))) from error
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
-            raise OutputError(f"bundle {folder} cannot be written: {error.strerror or error}") from error
+            raise OutputError(
+                f"bundle {folder} cannot be written: {error.strerror or error}; make room or choose another place"
+            ) from error
         finally:
             shutil.rmtree(part, ignore_errors=True)
         return Bundle.load(folder)
@@ -156,6 +166,12 @@ def _check_names(manifest: Manifest, tensors: Mapping[str, object]) -> None:
         raise BundleError(f"bundle {manifest.name}: there are no tensors for {missing[0]}; give those of each part")
     if extra := sorted(set(tensors) - named):
         raise BundleError(f"bundle {manifest.name}: no part of the manifest names {extra[0]}; name it or leave it out")
+
+
+def _check_texts(manifest: Manifest, files: Mapping[str, str]) -> None:
+    for name in files:
+        if Path(name).name != name or name == MANIFEST or name.endswith(".safetensors"):
+            raise BundleError(f"bundle {manifest.name}: a text cannot be called {name!r}; give it another name")
 
 
 def _check_target(folder: Path) -> None:

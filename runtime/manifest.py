@@ -169,7 +169,9 @@ def first_error(error: ValidationError) -> str:
     if not field:
         return message
     message = message[0].lower() + message[1:]
-    if found["type"] in ("missing", "extra_forbidden"):
-        return f"{field}: {message}"
+    if found["type"] == "extra_forbidden":
+        return f"{field} is no field of a bundle"
+    if found["type"] == "missing":
+        return f"{field} is missing"
     value = repr(found["input"])
     return f"{field} is {value if len(value) <= 60 else value[:57] + '...'}: {message}"

@@ -50,6 +50,9 @@ def build_models(folder: Path, manifest: Manifest, device: str = "cpu") -> Model
     return _Builder(folder, manifest, device).models()
 
 
+REMAKE = "name the preset they were trained with, or other weights"
+
+
 class _Builder:
     def __init__(self, folder: Path, manifest: Manifest, device: str) -> None:
         self.folder, self.manifest, self.device = folder, manifest, device
@@ -165,13 +168,14 @@ class _Builder:
         """``module`` with the weights of ``file``, ready to serve."""
         given, own = self._tensors(file), module.state_dict()
         if missing := sorted(own.keys() - given.keys()):
-            raise self._error(f"{file} lacks {missing[0]}, which {what} needs{_more(missing)}")
+            raise self._error(f"{file} lacks {missing[0]}, which {what} needs{_more(missing)}; {REMAKE}")
         if extra := sorted(given.keys() - own.keys()):
-            raise self._error(f"{file} holds {extra[0]}, which {what} has no place for{_more(extra)}")
+            raise self._error(f"{file} holds {extra[0]}, which {what} has no place for{_more(extra)}; {REMAKE}")
         for name, tensor in given.items():
             if tensor.shape != own[name].shape:
                 raise self._error(
-                    f"{name} in {file} has shape {tuple(tensor.shape)} and {what} needs {tuple(own[name].shape)}"
+                    f"{name} in {file} has shape {tuple(tensor.shape)} and {what} needs {tuple(own[name].shape)}; "
+                    f"{REMAKE}"
                 )
         module.load_state_dict(given)
         return self._ready(module)

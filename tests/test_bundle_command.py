@@ -67,7 +67,7 @@ def test_an_altered_bundle_fails_its_check_in_one_sentence(tmp_path, capsys):
         ("[]", "must hold manifest and weights"),
         ('{"manifest": {}, "weights": {}, "more": 1}', "must hold manifest and weights"),
         ('{"manifest": [], "weights": {}}', "manifest must be a JSON object"),
-        ('{"manifest": {}, "weights": {}}', "field required"),
+        ('{"manifest": {}, "weights": {}}', "is missing; correct bundle.json"),
     ],
 )
 def test_a_wrong_recipe_is_one_sentence(tmp_path, capsys, text, sentence):

@@ -40,8 +40,7 @@ def make(
     manifest = make_manifest({"format_version": 1, **plan["manifest"]}, str(recipe))
     tensors = {name: _tensors(home, source, str(recipe)) for name, source in plan["weights"].items()}
     files = {name: _text(home / path) for name, path in plan.get("files", {}).items()}
-    bundle = Bundle.write(out, manifest, tensors, files)
-    _try(bundle)
+    bundle = Bundle.write(out, manifest, tensors, files, check=_try)
     print(f"bundle {manifest.name} in {out}, sha256 {bundle.hash}")
 
 
@@ -119,13 +118,16 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"recipe {path} could not be read: {error.strerror}; give a JSON file") from error
     except ValueError as error:
-        raise UsageError(f"recipe {path} is not JSON: {error}") from error
+        raise UsageError(f"recipe {path} is not JSON: {error}; correct it") from error
     sections = {"manifest", "weights", "files"}
     if not isinstance(plan, dict) or not {"manifest", "weights"} <= set(plan) <= sections:
         raise UsageError(f"recipe {path} must hold manifest and weights, perhaps files, and nothing else")
     for name, section in plan.items():
         if not isinstance(section, dict):
             raise UsageError(f"recipe {path}: {name} must be a JSON object")
+    for name, text in plan.get("files", {}).items():
+        if not isinstance(text, str):
+            raise UsageError(f"recipe {path}: files names {text!r} for {name}; give a path")
     return plan
 
 
@@ -145,7 +147,8 @@ def _tensors(home: Path, source: Any, recipe: str) -> "dict[str, Tensor]":
     try:
         tensors = load_file(home / place["from"])
     except (OSError, SafetensorError) as error:
-        raise BundleError(f"weights {home / place['from']} could not be read: {error}") from error
+        why = getattr(error, "strerror", None) or "no whole safetensors file"
+        raise BundleError(f"weights {home / place['from']} could not be read: {why}; correct the recipe") from error
     chosen = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if not chosen:
         raise BundleError(f"weights {home / place['from']} hold no tensor whose name starts with {prefix!r}")
@@ -156,4 +159,5 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"file {path} could not be read as text: {error}") from error
+        why = getattr(error, "strerror", None) or "no UTF-8 text"
+        raise UsageError(f"file {path} could not be read as text: {why}; correct the recipe") from error
