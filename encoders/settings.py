@@ -19,13 +19,14 @@ __all__ = ["assignments", "from_dict", "override", "pick", "to_dict"]
 T = TypeVar("T")
 
 
-def pick(table: Mapping[str, T], name: str, what: str) -> T:
-    """``table[name]``, or a UsageError that lists close matches."""
+def pick(table: Mapping[str, T], name: str, what: str, *, within: str = "") -> T:
+    """``table[name]``, or a UsageError that lists close matches, each named with ``within`` before it."""
     if name in table:
         return table[name]
     close = difflib.get_close_matches(name, table, n=3, cutoff=0.5)
-    way_out = f"did you mean {' or '.join(close)}" if close else f"choose from {', '.join(sorted(table))}"
-    raise UsageError(f"{what} {name!r} is unknown; {way_out}")
+    near, known = (f"{within}{other}" for other in close), (f"{within}{other}" for other in sorted(table))
+    way_out = f"did you mean {' or '.join(near)}" if close else f"choose from {', '.join(known)}"
+    raise UsageError(f"{what} {within + name!r} is unknown; {way_out}")
 
 
 def assignments(pairs: Iterable[str]) -> dict[str, str]:
@@ -34,16 +35,17 @@ def assignments(pairs: Iterable[str]) -> dict[str, str]:
     for pair in pairs:
         key, sep, value = pair.partition("=")
         if not sep or not key.strip():
-            raise UsageError(f"--set {pair!r} is not key=value; write for example --set lr=0.001")
+            raise UsageError(f"--set {pair!r} is not key=value; write it with an equals sign, such as seed=1")
         out[key.strip()] = value.strip()
     return out
 
 
-def override(config: Any, changes: Mapping[str, Any]) -> Any:
+def override(config: Any, changes: Mapping[str, Any], *, within: str = "") -> Any:
     """A copy of ``config`` (or a new one, given a dataclass *type*) with ``changes`` made.
 
     Dotted keys reach into nested configs (``video.width``). Values given as text, as on a command line, are read
-    as the field's type. Raises UsageError on an unknown key or a value of another type.
+    as the field's type. Raises UsageError on an unknown key or a value of another type; ``within`` is put before the
+    keys it names.
     """
     owner = config if isinstance(config, type) else type(config)
     hints = typing.get_type_hints(owner)
@@ -52,16 +54,16 @@ def override(config: Any, changes: Mapping[str, Any]) -> Any:
     nested: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
         first, _, rest = key.partition(".")
-        pick(names, first, f"key of {owner.__name__}")
+        pick(names, first, "setting", within=within)
         if rest:
             nested.setdefault(first, {})[rest] = value
         else:
-            values[first] = _convert(value, hints[first], key)
+            values[first] = _convert(value, hints[first], f"{within}{key}")
     for first, inner in nested.items():
         current = values.get(first, getattr(config, first, hints[first]))
         if not dataclasses.is_dataclass(current):
             raise UsageError(f"key {first}.{next(iter(inner))} reaches into {first}, which has no fields; set {first}")
-        values[first] = override(current, inner)
+        values[first] = override(current, inner, within=f"{within}{first}.")
     if not isinstance(config, type):
         return dataclasses.replace(config, **values)
     missing = [n for n, f in names.items() if n not in values and _required(f)]
@@ -104,7 +106,16 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         if isinstance(error, UsageError | ConfigError):
             raise
         name = getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
-        raise UsageError(f"{key}={value!r} is not of type {name}; give a value of that type") from None
+        way_out = EXAMPLES.get(hint, "a value of that type")
+        raise UsageError(f"{key}={value!r} is not of type {name}; give {way_out}") from None
+
+
+EXAMPLES = {
+    float: "a number, such as 0.5",
+    int: "a whole number, such as 3",
+    bool: "true or false",
+    Fraction: "a number or fraction, such as 0.4 or 2/5",
+}
 
 
 def _as(value: Any, hint: Any) -> Any:

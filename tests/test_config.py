@@ -43,7 +43,7 @@ def test_every_preset_resolves_and_states_its_latency(preset):
     ("override", "sentence"),
     [
         ("clip.seconds=0.5", "clip.seconds is 0.5, but bundle talk was trained on clips of 0.4 s"),
-        ("clip.second=0.4", "'second' is unknown; did you mean seconds"),
+        ("clip.second=0.4", "'clip.second' is unknown; did you mean clip.seconds"),
         ("clips.seconds=0.4", "'clips' is unknown"),
         ("clip.seconds=soon", "'soon' is not of type Fraction"),
         ("clip.seconds=1/0", "is not of type Fraction"),

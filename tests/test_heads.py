@@ -178,7 +178,7 @@ def test_agreement_is_the_mean_product_of_the_modalities_in_shares_of_their_widt
 def test_wrong_settings_and_features_are_one_sentence():
     with pytest.raises(UsageError, match="head 'grue' is unknown; did you mean gru"):
         build_head("grue", classes=3)
-    with pytest.raises(UsageError, match="key of GRUHeadConfig 'hiden' is unknown; did you mean hidden"):
+    with pytest.raises(UsageError, match="setting 'hiden' is unknown; did you mean hidden"):
         build_head("gru", classes=3, hiden=4)
     with pytest.raises(ConfigError, match="needs a value for classes"):
         build_head("gru")

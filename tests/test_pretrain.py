@@ -165,7 +165,7 @@ def test_a_resumed_run_may_grow_but_not_change(stage_one):
     assert resumed(stage_one, epochs=9).epochs == 9
     with pytest.raises(ConfigError, match=r"lr of the run in .* is fixed"):
         resumed(stage_one, lr=0.5)
-    with pytest.raises(UsageError, match="key of PretrainConfig 'epoch' is unknown; did you mean epochs"):
+    with pytest.raises(UsageError, match="setting 'epoch' is unknown; did you mean epochs"):
         resumed(stage_one, epoch=9)
     with pytest.raises(DataError, match="holds no run to resume"):
         resumed(stage_one / "nowhere")
@@ -206,7 +206,7 @@ def test_the_command_trains_and_goes_on(tmp_path, capsys):
         (["--data", "gird:x"], 2, "dataset 'gird' is unknown; did you mean grid"),
         (["--data", "synthetic:8", "--preset", "avid_cma_bas"], 2, "did you mean avid_cma_base"),
         (["--data", "synthetic:8", "--set", "lr=fast"], 2, "lr='fast' is not of type float"),
-        (["--data", "synthetic:8", "--set", "objective.negatves=3"], 2, "did you mean negatives"),
+        (["--data", "synthetic:8", "--set", "objective.negatves=3"], 2, "did you mean objective.negatives"),
         (["--data", "synthetic:8", "--device", "kuda"], 2, "device 'kuda' cannot be used"),
         (["--data", "synthetic:8", "--set", "objective.temperature=1e-30"], 1, "loss became inf in epoch 0, step 0"),
     ],

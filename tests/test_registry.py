@@ -74,7 +74,7 @@ def test_overrides_change_the_config_and_nothing_else():
 def test_what_is_unknown_is_one_sentence():
     with pytest.raises(UsageError, match="encoder 'r2plus1d_tine' is unknown; did you mean r2plus1d_tiny"):
         build("r2plus1d_tine")
-    with pytest.raises(UsageError, match="key of Conv2DConfig 'stem_widht' is unknown; did you mean stem_width"):
+    with pytest.raises(UsageError, match="setting 'stem_widht' is unknown; did you mean stem_width"):
         build("conv2d_tiny", stem_widht=4)
     with pytest.raises(UsageError, match="stem_width='wide' is not of type int"):
         build("conv2d_tiny", stem_width="wide")

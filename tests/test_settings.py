@@ -66,8 +66,8 @@ def test_dotted_keys_reach_inside_and_leave_the_rest():
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("rat", 1, "key of Outer 'rat' is unknown; did you mean rate"),
-        ("inner.widht", 1, "key of Inner 'widht' is unknown; did you mean width"),
+        ("rat", 1, "setting 'rat' is unknown; did you mean rate"),
+        ("inner.widht", 1, "setting 'inner.widht' is unknown; did you mean inner.width"),
         ("inner", 3, "inner=3 is not of type"),
         ("rate.x", 1, "reaches into rate, which has no fields"),
         ("rate", "fast", "rate='fast' is not of type float"),
