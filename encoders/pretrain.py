@@ -120,7 +120,8 @@ def resumed(out: Path, **changes: Any) -> PretrainConfig:
     except (OSError, ValueError) as error:
         if isinstance(error, LegatoError):
             raise
-        raise DataError(f"{out} holds no run to resume ({error}); leave out --resume to start anew") from None
+        why = error.strerror if isinstance(error, OSError) else "config.json is damaged"
+        raise DataError(f"{out} holds no run to resume ({why}); leave out --resume to start anew") from None
     after: PretrainConfig = override(before, changes)
     for name, value in to_dict(after).items():
         if name not in MAY_CHANGE and value != to_dict(before)[name]:

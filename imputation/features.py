@@ -8,7 +8,6 @@ Shape legend: n window, L clip, M modality (video, audio), D width.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from encoders.errors import DataError, OutputError
+from encoders.errors import DataError
+from encoders.training import save_weights
 
 FORMAT = 1
 
@@ -174,14 +173,7 @@ class FeatureSet:
             tensors |= {"mean": self.standardiser.mean, "std": self.standardiser.std}
         about: dict[str, Any] = {name: list(getattr(self, name)) for name in ("names", "speaker", "split", "labels")}
         about |= {"format": FORMAT, "notes": dict(self.notes)}
-        partial = path.with_name(path.name + ".partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial, metadata={"legato": json.dumps(about)})
-            os.replace(partial, path)
-        except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
-            raise OutputError(f"features could not be written to {path}: {error}") from error
+        save_weights(path, tensors, {"legato": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path) -> "FeatureSet":
@@ -191,16 +183,24 @@ class FeatureSet:
                 about = json.loads((file.metadata() or {}).get("legato", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, ValueError) as error:
-            raise DataError(f"{path} is not a feature file ({error}); make one with `legato features`") from error
+            raise DataError(f"{path} is not a feature file ({_why(error)}); make one with `legato features`") from error
         if about.get("format") != FORMAT:
             found = about.get("format")
-            raise DataError(f"{path} has feature format {found}, this version reads {FORMAT}; make it again")
+            what = "is not a feature file" if found is None else f"has feature format {found}, and {FORMAT} is read"
+            raise DataError(f"{path} {what}; make one with `legato features`")
         scale = (tensors.pop("mean", None), tensors.pop("std", None))
         lists: dict[str, Any] = {name: tuple(about[name]) for name in ("names", "speaker", "split", "labels")}
         standardiser = None if scale[0] is None else Standardiser(*scale)
         out = cls(**tensors, **lists, standardiser=standardiser, notes=about["notes"])
         out.check(str(path))
         return out
+
+
+def _why(error: Exception) -> str:
+    """Half a sentence: what the system said, or that the content is none of ours."""
+    if isinstance(error, FileNotFoundError):  # safetensors raises it without an errno
+        return "it does not exist"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def windows(recording: Tensor, length: int, hop: int = 1) -> Tensor:

@@ -53,6 +53,11 @@ class Batches:
         self.presence = self.data.presence.to(self.device)
         self.label = self.data.label.to(self.device)
         self.exists = self.data.exists.numpy()
+        if self.lookahead + self.min_clips > self.data.length:
+            raise ConfigError(
+                f"lookahead {self.lookahead} leaves fewer than min_clips {self.min_clips} of the {self.data.length} "
+                "clips of a window; use less"
+            )
         self.size = min(self.batch, len(self.data))
         if self.size % world()[1]:
             raise ConfigError(f"batch {self.size} cannot be shared by {world()[1]} processes; use a multiple of them")
@@ -153,7 +158,8 @@ def resumed(config_class: type[Any], folder: Path, changes: Mapping[str, Any]) -
     except (OSError, ValueError) as error:
         if isinstance(error, LegatoError):
             raise
-        raise DataError(f"{folder} holds no run to resume ({error}); leave out --resume to start anew") from None
+        why = error.strerror if isinstance(error, OSError) else "config.json is damaged"
+        raise DataError(f"{folder} holds no run to resume ({why}); leave out --resume to start anew") from None
     after = override(before, changes)
     for name, value in to_dict(after).items():
         if name not in MAY_CHANGE and value != to_dict(before)[name]:

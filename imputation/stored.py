@@ -12,9 +12,12 @@ from encoders.heads import build_head
 from encoders.settings import to_dict
 from encoders.training import load_weights, save_weights, write_json
 from imputation.baselines import Backoff
-from imputation.imputer import IMPUTERS, build
+from imputation.imputer import build
 
 __all__ = ["load_head", "load_imputer", "save_head", "save_imputer"]
+
+
+RULES = ("zero", "hold", "lerp", "observed_mean")  # of IMPUTERS, those that fill without being trained
 
 
 def save_imputer(folder: Path, imputer: nn.Module, preset: str, overrides: Mapping[str, Any], **about: Any) -> None:
@@ -25,10 +28,11 @@ def save_imputer(folder: Path, imputer: nn.Module, preset: str, overrides: Mappi
 
 def load_imputer(name: str | Path) -> nn.Module:
     """A rule by name (zero, hold, lerp, observed_mean), or a trained imputer by its folder. Raises LegatoError."""
-    if str(name) in IMPUTERS and not Path(name).is_dir():
+    if str(name) in RULES and not Path(name).is_dir():
         imputer: nn.Module = build(str(name))
         return imputer.eval()
-    about = _read(Path(name), "imputer", "legato train curri-mae")
+    rules = ", ".join(RULES)
+    about = _read(Path(name), "imputer", "legato train curri-mae", f", or name a rule: {rules}")
     imputer = build(about["preset"], **about["overrides"])
     load_weights(imputer, _tensors(Path(name) / "imputer.safetensors"), what=f"the imputer in {name}")
     return imputer.eval()
@@ -65,12 +69,13 @@ def new_backoff(classes: int, dim: int) -> Backoff:
     return Backoff({"both": nn.Linear(2 * dim, classes), **{m: nn.Linear(dim, classes) for m in ("video", "audio")}})
 
 
-def _read(folder: Path, what: str, command: str) -> dict[str, Any]:
+def _read(folder: Path, what: str, command: str, otherwise: str = "") -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads((folder / f"{what}.json").read_text())
         return values
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder} holds no {what} ({error}); make one with `{command}`") from None
+        why = error.strerror if isinstance(error, OSError) else f"{what}.json is damaged"
+        raise DataError(f"{folder} holds no {what} ({why}); make one with `{command}`{otherwise}") from None
 
 
 def _tensors(path: Path) -> dict[str, Any]:

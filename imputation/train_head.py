@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders.errors import ConfigError, DataError
-from encoders.heads import build_head
+from encoders.heads import HEADS, build_head
 from encoders.settings import pick
 from encoders.training import (
     average_gradients,
@@ -75,6 +75,7 @@ class HeadTraining:
     def __post_init__(self) -> None:
         positive(self, "epochs", "batch", "lr", "imputer_lr", "min_clips", "log_every")
         parts = pick(TRAINABLE, self.train, "train")
+        pick({"backoff": None, **HEADS}, self.kind, "head")
         for name in ("task", "consistency", "reconstruction", "steps", "lookahead", "evaluate_every", "save_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} {getattr(self, name)} must not be negative")

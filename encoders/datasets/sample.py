@@ -89,7 +89,8 @@ def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
                 raise DataError(f"{path} has no column {', '.join(missing)}; is it the dataset's own table?")
             return list(rows)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read ({error}); give the folder that holds the dataset") from None
+        why = getattr(error, "strerror", None) or "it is no table"
+        raise DataError(f"{path} cannot be read ({why}); give the folder that holds the dataset") from None
 
 
 def splits_of(text: str) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ def evaluate(
     """Accuracy and fill error of heads and imputers at every loss rate."""
     from imputation.evaluate import evaluate as measure
     from imputation.features import FeatureSet
+    from imputation.profiles import open_profile
 
     if metric not in ("accuracy", "recall"):
         raise UsageError(f"metric {metric!r} is unknown; use accuracy or recall")
@@ -54,7 +55,11 @@ def evaluate(
         data = data.fitted()
     chosen = data.of_split(split)
     if lookahead >= data.length or (ahead or 0) > lookahead:
-        raise UsageError(f"lookahead {lookahead} (ahead {ahead}) does not fit windows of {data.length} clips; use less")
+        given = f"--lookahead {lookahead}" + (f" with --ahead {ahead}" if ahead is not None else "")
+        way_out = f"--lookahead below {data.length}, and --ahead not above it"
+        raise UsageError(f"{given} does not fit windows of {data.length} clips; use {way_out}")
+    for name in profile or ():
+        open_profile(name)  # a wrong name is found before anything is measured
     arms = [_arm(text, data, calibrate, lookahead, ahead) for text in arm]
     with _bar(quiet=as_json) as progress:
         results = measure(arms, chosen, levels=_levels(levels, data.length), draws=draws, seed=seed,

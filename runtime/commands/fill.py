@@ -187,9 +187,20 @@ def _progress() -> Iterator["Progress"]:
 
     loss = TextColumn("loss {task.fields[loss]:.4f}")
     columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), loss)
-    with processes() as (rank, _), Bar(*columns, console=Console(stderr=True), disable=rank > 0) as bar:
-        task = bar.add_task("step", total=None, loss=float("nan"))
-        yield lambda done, total, value: bar.update(task, total=total, completed=done, loss=value)
+    with processes() as (rank, _):
+        bar = Bar(*columns, console=Console(stderr=True), disable=rank > 0)
+
+        def step(done: int, total: int, value: float) -> None:
+            if not bar.tasks:  # not before the first step: what is refused before it is one plain sentence
+                bar.add_task("step", loss=value)
+                bar.start()
+            bar.update(bar.tasks[0].id, total=total, completed=done, loss=value)
+
+        try:
+            yield step
+        finally:
+            if bar.tasks:
+                bar.stop()
 
 
 def _say(sentence: str) -> None:

@@ -26,6 +26,7 @@ def talk(
     Needs the GRID and ESC-10 recordings, and a face detector to learn from (the command says how to get it).
     """
     import torch
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     from runtime.talk.making import Making
@@ -35,18 +36,24 @@ def talk(
     if held_out:
         recipe = folded(recipe, tuple(held_out.split(",")))
     columns = (TextColumn("{task.description:>28}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeRemainingColumn()) as bars:
-        tasks: dict[str, TaskID] = {}
+    console = Console(stderr=True)
+    bars = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+    tasks: dict[str, TaskID] = {}
 
-        def say(step: str, done: int, of: int) -> None:
-            if step not in tasks:
-                tasks[step] = bars.add_task(step, total=of)
-            bars.update(tasks[step], completed=done, total=of)
+    def say(step: str, done: int, of: int) -> None:
+        bars.start()  # not before there is something to show; what is refused before it is one plain sentence
+        if step not in tasks:
+            tasks[step] = bars.add_task(step, total=of)
+        bars.update(tasks[step], completed=done, total=of)
 
-        torch.set_num_threads(threads or torch.get_num_threads())
-        making = Making(recipe, data, out, say)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    making = Making(recipe, data, out, say)
+    try:
         making.prepare()
         made = making.bundle()
         if install:
             making.install()
+    finally:
+        if tasks:
+            bars.stop()
     typer.echo(f"bundle {made.hash[:12]} in {making.folder}; scores in {making.folder / 'CARD.md'}")

@@ -88,18 +88,20 @@ class _Bar:
             console=Console(stderr=True),
             disable=quiet,
         )
-        self.task = self.bar.add_task("starting", total=None, loss=float("nan"))
 
     def __enter__(self) -> "_Bar":
-        self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.bar.tasks:
+            self.bar.stop()
 
     def step(self, epoch: int, done: int, steps: int, loss: float) -> None:
+        if not self.bar.tasks:  # not before the first step: what is refused before it is one plain sentence
+            self.bar.add_task("starting", loss=loss)
+            self.bar.start()
         self.bar.update(
-            self.task,
+            self.bar.tasks[0].id,
             description=f"epoch {epoch + 1}/{self.epochs}",
             total=self.epochs * steps,
             completed=epoch * steps + done,
