@@ -106,7 +106,7 @@ class MediaFile:
             self._held: deque[Any] = deque()  # packets read while looking for tracks
             self._streams = self._choose(tracks or {})
             if not self._streams:
-                raise SourceError(f"{self.path} holds no packet of sound or picture{_because(self.notes)}")
+                raise SourceError(f"{self.path} holds no packet of sound or picture{_because(self.notes)}; {_CUT}")
             self.tracks = {m: _track(s, self._rotation(s)) for m, s in self._streams.items()}
         except BaseException:
             self._container.close()
@@ -332,6 +332,9 @@ def _track(stream: Any, rotation: int) -> Track:
     )
 
 
+_CUT = "it is cut short, or the first of several parts; copy or join it again"
+
+
 def _open(path: Path) -> Any:
     _check_regular(path)
     try:
@@ -339,7 +342,9 @@ def _open(path: Path) -> Any:
     except av.error.ExitError:
         raise SourceError(f"{path} did not answer within {_TIMEOUT:.0f} s; copy it to a local disk first") from None
     except (av.error.FFmpegError, ValueError, MemoryError, OverflowError) as error:
-        raise SourceError(f"{path} is not a media file that can be read ({_reason(error)})") from None
+        raise SourceError(
+            f"{path} is not a media file that can be read ({_reason(error)}); name another file"
+        ) from None
 
 
 def _check_regular(path: Path) -> None:
@@ -356,7 +361,7 @@ def _check_regular(path: Path) -> None:
     try:
         with path.open("rb") as file:
             if not file.read(1):
-                raise SourceError(f"{path} is empty (0 bytes)")
+                raise SourceError(f"{path} is empty (0 bytes); copy it again")
     except OSError as error:
         raise SourceError(f"{path} cannot be opened ({_reason(error)})") from None
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.progress import track
 
 from runtime.cli import fail
 from runtime.errors import DataError, LegatoError, SourceError
+from runtime.output import check_place
 
 if TYPE_CHECKING:
     from imputation.features import FeatureSet
@@ -32,12 +34,12 @@ class Facts:
 
 @app.command()
 def features(
-    source: Annotated[Path, typer.Argument(help="A media file, a folder of them, or a packet recording (*.legato).")],
+    source: Annotated[str, typer.Argument(help="A media file, a folder of them, or a packet recording (*.legato).")],
     out: Annotated[Path, typer.Option(help="The feature file to write (*.safetensors).")],
     bundle: Annotated[str, typer.Option(help="Name or folder of the bundle whose encoders are used.")] = "talk",
     labels: Annotated[Path | None, typer.Option(help="A CSV with file and label, and perhaps speaker, split.")] = None,
     loss: Annotated[str | None, typer.Option(help="Loss to inject: a profile or a trace.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the injected loss.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the injected loss.")] = 0,
     preset: Annotated[str, typer.Option(help="How long to wait: replay, interactive, patient.")] = "replay",
     settings: Annotated[list[str] | None, typer.Option("--set", help="One setting: delay.cap=0.3")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
@@ -51,6 +53,7 @@ def features(
     from runtime.pipeline import Pipeline
     from runtime.sources import open_sources
 
+    check_place(out)
     facts = read_labels(labels) if labels else {}
     chosen = Bundle.load(bundle)
     seconds = float(chosen.manifest.clip_seconds)
@@ -61,7 +64,8 @@ def features(
     pipeline = Pipeline.from_bundle(chosen, device=device, preset=preset, overrides=settings or ())
     recordings: dict[str, list[Encoded]] = {}
     failed = 0
-    for opened in track(sources, description="features", disable=len(sources) == 1, transient=True):
+    bar = Console(stderr=True)
+    for opened in track(sources, "features", console=bar, disable=len(sources) == 1, transient=True):
         try:
             with closing(opened):
                 recordings[opened.info.name] = encode(pipeline, opened)
@@ -71,18 +75,29 @@ def features(
             failed = fail(str(error), error.exit_code)
     if not recordings:
         raise SourceError(f"no recording in {source} gave a clip; nothing was written")
+    unnamed = [name for name in recordings if labels and fact_of(name, facts) is None]
+    if len(unnamed) == len(recordings):
+        raise DataError(f"labels {labels} names none of these recordings ({unnamed[0]}, ...); correct its file column")
     notes = {"bundle": pipeline.bundle.hash, "clip_seconds": float(pipeline.config.clip.seconds), "loss": loss or ""}
     gather(pipeline, recordings, facts, notes | {"seed": seed}).save(out)
-    print(f"{sum(map(len, recordings.values()))} clips of {len(recordings)} recordings in {out}")
+    several = f"{len(recordings)} recordings" if len(recordings) > 1 else "1 recording"
+    lacking = f", {len(unnamed)} of them without a label" if unnamed else ""
+    print(f"{sum(map(len, recordings.values()))} clips of {several}{lacking} in {out}")
     if failed or unread:
         raise typer.Exit(1)
 
 
 def encode(pipeline: "Pipeline", source: Any) -> "list[Encoded]":
-    """Every clip of a source once, in order, as last repaired. Raises SourceError if there is none."""
+    """Every clip of a source once, in order, as last repaired. Raises SourceError if nothing of it was observed."""
     newest = {encoded.clip: encoded for encoded in pipeline.features(source)}
+    name, seconds = source.info.name, float(pipeline.config.clip.seconds)
     if not newest:
-        raise SourceError(f"{source.info.name} gave no clip of {float(pipeline.config.clip.seconds):g} s")
+        raise SourceError(f"{name} gave less than one clip of {seconds:g} s; use a longer recording")
+    if not any(encoded.presence.any() for encoded in newest.values()):
+        raise SourceError(
+            f"{name}: nothing of its {len(newest)} clips could be seen or heard; it is damaged, encrypted, "
+            "or lost too much"
+        )
     return [newest[clip] for clip in sorted(newest)]
 
 
@@ -106,7 +121,7 @@ def gather(
             raw[row, place] = torch.from_numpy(clip.raw)
             presence[row, place] = torch.from_numpy(clip.presence)
         exists[row, : len(clips)] = True
-    known = [facts.get(name, facts.get(Path(name).stem, Facts())) for name in recordings]
+    known = [fact_of(name, facts) or Facts() for name in recordings]
     names = sorted({fact.label for fact in known if fact.label}) or list(pipeline.engine.task.labels)
     label = torch.tensor([names.index(fact.label) if fact.label else -1 for fact in known])
     rows = FeatureSet.of(
@@ -123,13 +138,19 @@ def gather(
     return replace(rows, standardiser=pipeline.engine.models.standardiser)
 
 
+def fact_of(name: str, facts: Mapping[str, Facts]) -> Facts | None:
+    """What a label table says of a recording, by its name or its name without suffix."""
+    return facts.get(name) or facts.get(Path(name).stem)
+
+
 def read_labels(path: Path) -> dict[str, Facts]:
     """A label table by file name and by its stem. Raises DataError when it cannot be read or lacks a column."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"labels {path} could not be read: {error}; give a CSV file") from error
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text in columns"
+        raise DataError(f"labels {path} could not be read: {why}; give a CSV file") from error
     if not rows or not {"file", "label"} <= set(rows[0]):
         raise DataError(f"labels {path} lacks rows or a column file or label; its first line must name the columns")
     facts = {}

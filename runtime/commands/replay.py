@@ -19,10 +19,10 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def replay(
-    source: Annotated[Path, typer.Argument(help="A media file, a folder of them, or a packet recording (*.legato).")],
+    source: Annotated[str, typer.Argument(help="A media file, a folder of them, or a packet recording (*.legato).")],
     bundle: Annotated[str, typer.Option(help="Name or folder of a bundle.")] = "talk",
     loss: Annotated[str | None, typer.Option(help="Loss to inject: a profile (wifi-burst, iid-10) or a trace.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the injected loss.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the injected loss.")] = 0,
     speed: Annotated[str, typer.Option(help="max or realtime; the predictions are the same.")] = "max",
     out: Annotated[Path | None, typer.Option(help="Write predictions here, one JSON object a line.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write report.html and report.png into this folder.")] = None,

@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -89,8 +89,6 @@ class ImpairedSource(_Opened):
     """Another source seen through a lossy channel. A lost packet leaves a hole in the sequence numbers."""
 
     def __init__(self, source: Source, profile: "Profile", seed: int) -> None:
-        from dataclasses import replace
-
         self._source, self._profile, self._seed = source, profile, seed
         self.info = replace(source.info, sequence_numbers=True)
 
@@ -159,7 +157,9 @@ def open_sources(
     failures: list[SourceError] = []
     for place, file in enumerate(names):
         try:
-            opened.append(LazySource(file, loss, seed + place, tracks=tracks, clip_seconds=clip_seconds))
+            source = LazySource(file, loss, seed + place, tracks=tracks, clip_seconds=clip_seconds)
+            source.info = replace(source.info, name=_new_name(source.info.name, file, opened))
+            opened.append(source)
         except SourceError as error:
             failures.append(error)
             if report is not None:
@@ -263,7 +263,16 @@ def _media_in(folder: Path) -> list[Path]:
         raise SourceError(f"folder {folder} cannot be read ({error.strerror})") from None
 
 
+def _new_name(name: str, file: Path, others: Sequence[Source]) -> str:
+    """A name that no other source of the folder has: results are kept by it."""
+    taken = {other.info.name for other in others}
+    choices = (name, file.name, *(f"{name} {number}" for number in range(2, len(taken) + 3)))
+    return next(choice for choice in choices if choice not in taken)
+
+
 def _nothing(folder: Path, failures: Sequence[SourceError]) -> SourceError:
     if not failures:
-        return SourceError(f"folder {folder} holds no media file and no *{RECORDING_SUFFIX} recording")
+        return SourceError(
+            f"folder {folder} holds no media file and no *{RECORDING_SUFFIX} recording; name another, or a file"
+        )
     return SourceError(f"none of the {len(failures)} media files in {folder} can be read; the first: {failures[0]}")
