@@ -89,22 +89,24 @@ class Results:
         return list(dict.fromkeys(score.condition for score in self.scores))
 
     def accuracy_table(self, metric: str = "accuracy") -> "Table":
-        """Arms down, conditions across: mean ± deviation in percent. ``metric``: accuracy or recall."""
-        table = _table(f"{metric}, % (± over draws)", "arm", self.conditions)
-        for arm in dict.fromkeys(s.arm for s in self.scores):
-            cells = [self.score(arm, c) for c in self.conditions]
+        """Conditions down, arms across: mean ± deviation in percent. ``metric``: accuracy or recall."""
+        arms = list(dict.fromkeys(s.arm for s in self.scores))
+        table = _table(f"{metric}, % (± over draws)", arms)
+        for condition in self.conditions:
+            cells = [self.score(arm, condition) for arm in arms]
             table.add_row(
-                arm, *(f"{100 * getattr(s, metric):.1f} ±{100 * getattr(s, metric + '_std'):.1f}" for s in cells)
+                condition, *(f"{100 * getattr(s, metric):.1f} ±{100 * getattr(s, metric + '_std'):.1f}" for s in cells)
             )
         return table
 
     def error_table(self) -> "Table":
-        """Fills down, conditions across: mean squared error, video / audio."""
+        """Conditions down, fills across: mean squared error, video / audio."""
         hidden = [c for c in self.conditions if any(not math.isnan(e.video) for e in self.errors if e.condition == c)]
-        table = _table("fill error, video / audio (1 = variance of a feature)", "fill", hidden)
-        for fill in dict.fromkeys(e.fill for e in self.errors):
-            cells = [self.error(fill, c) for c in hidden]
-            table.add_row(fill, *(f"{e.video:.2f} / {e.audio:.2f}" for e in cells))
+        fills = list(dict.fromkeys(e.fill for e in self.errors))
+        table = _table("fill error, video / audio (1 = variance of a feature)", fills)
+        for condition in hidden:
+            cells = [self.error(fill, condition) for fill in fills]
+            table.add_row(condition, *(f"{e.video:.2f} / {e.audio:.2f}" for e in cells))
         return table
 
     def difference_table(self) -> "Table | None":
@@ -112,10 +114,11 @@ class Results:
         if not self.differences:
             return None
         by = {(d.arm, d.condition): d for d in self.differences}
-        table = _table(f"points against {self.differences[0].reference} (± over speakers)", "arm", self.conditions)
-        for arm in dict.fromkeys(d.arm for d in self.differences):
-            cells = [by[arm, c] for c in self.conditions]
-            table.add_row(arm, *(f"{100 * d.mean:+.1f} ±{100 * d.error:.1f}" for d in cells))
+        arms = list(dict.fromkeys(d.arm for d in self.differences))
+        table = _table(f"points against {self.differences[0].reference} (± over speakers)", arms)
+        for condition in self.conditions:
+            cells = [by[arm, condition] for arm in arms]
+            table.add_row(condition, *(f"{100 * d.mean:+.1f} ±{100 * d.error:.1f}" for d in cells))
         return table
 
     def as_dict(self) -> dict[str, Any]:
@@ -150,8 +153,8 @@ class Results:
                 (s for s in self.scores if s.arm == arm and _RATE.fullmatch(s.condition)), key=lambda s: s.rate
             )
             x, y = [100 * s.rate for s in line], [100 * s.accuracy for s in line]
-            low = [100 * (s.accuracy - s.accuracy_std) for s in line]
-            high = [100 * (s.accuracy + s.accuracy_std) for s in line]
+            low = [100 * max(0.0, s.accuracy - s.accuracy_std) for s in line]
+            high = [100 * min(1.0, s.accuracy + s.accuracy_std) for s in line]
             (drawn,) = axes.plot(x, y, marker="o", markersize=3.5, linewidth=1.8, label=arm)
             axes.fill_between(x, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
         axes.set(xlabel="clips lost in each modality, %", ylabel="accuracy, %")
@@ -161,13 +164,14 @@ class Results:
         figure.savefig(path, dpi=150, format="png")
 
 
-def _table(title: str, first: str, conditions: Sequence[str]) -> "Table":
+def _table(title: str, columns: Sequence[str]) -> "Table":
+    """Conditions go down: there may be many more of them than a terminal is wide."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    table.add_column(first, no_wrap=True)
-    for condition in conditions:
-        table.add_column(condition, justify="right", no_wrap=True)
+    table.add_column("hidden", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", overflow="fold")
     return table
 
 
