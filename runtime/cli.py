@@ -55,11 +55,21 @@ class LazyGroup(TyperGroup):
             return typer.core.TyperCommand(cmd_name, help=about)
         command = typer.main.get_command(importlib.import_module(f"runtime.commands.{module}").app)
         command.name = cmd_name
-        return command
+        return _readable(command)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         ctx.meta["legato.listing"] = True
         super().format_help(ctx, formatter)
+
+
+def _readable(command: Any) -> Any:
+    """A command whose help flows to the width of the terminal: lines of a docstring end where the source did."""
+    if command.help:
+        paragraphs = command.help.replace("``", "").split("\n\n")
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    for inner in getattr(command, "commands", {}).values():
+        _readable(inner)
+    return command
 
 
 app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

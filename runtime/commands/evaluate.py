@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 
-@app.command()
+@app.command(
+    epilog="For example: legato eval talk.safetensors --arm empty=runs/head+zero --arm filled=runs/head+runs/mae"
+)
 def evaluate(
     features: Annotated[Path, typer.Argument(help="Feature file of `legato features`.")],
     arm: Annotated[

@@ -32,16 +32,22 @@ class Facts:
     split: str = "train"
 
 
-@app.command()
+@app.command(epilog="For example: legato features recordings --labels labels.csv --out talk.safetensors")
 def features(
     source: Annotated[str, typer.Argument(help="A media file, a folder of them, or a packet recording (*.legato).")],
     out: Annotated[Path, typer.Option(help="The feature file to write (*.safetensors).")],
     bundle: Annotated[str, typer.Option(help="Name or folder of the bundle whose encoders are used.")] = "talk",
-    labels: Annotated[Path | None, typer.Option(help="A CSV with file and label, and perhaps speaker, split.")] = None,
-    loss: Annotated[str | None, typer.Option(help="Loss to inject: a profile or a trace.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="A CSV with columns file and label, and perhaps speaker and split.")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="Loss to inject: a profile (wifi-burst, iid-10) or trace:FILE.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the injected loss.")] = 0,
     preset: Annotated[str, typer.Option(help="How long to wait: replay, interactive, patient.")] = "replay",
-    settings: Annotated[list[str] | None, typer.Option("--set", help="One setting: delay.cap=0.3")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, such as delay.cap=0.3; may be given more than once.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
 ) -> None:
     """Write the features of recordings, clip by clip.

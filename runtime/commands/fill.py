@@ -38,11 +38,13 @@ TensorBoard = Annotated[bool, typer.Option(help="Write TensorBoard events beside
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value of the run's config; may be repeated.")]
 
 
-@train_app.command("curri-mae")
+@train_app.command("curri-mae", epilog="For example: legato train curri-mae --features talk.safetensors --out runs/mae")
 def curri_mae(
     features: Features,
     out: Out,
-    preset: Annotated[str | None, typer.Option(help="curri_mae_base, curri_mae_small, curri_mae_tiny.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="curri_mae_base, curri_mae_small (default), curri_mae_tiny.")
+    ] = None,
     sampling: Sampling = None,
     epochs: Epochs = None,
     steps: Steps = None,
@@ -76,17 +78,19 @@ def curri_mae(
     _say(f"trained: {out / 'imputer.safetensors'}")
 
 
-@train_app.command("head")
+@train_app.command("head", epilog="For example: legato train head --features talk.safetensors --out runs/head")
 def head(
     features: Features,
     out: Out,
-    kind: Annotated[str | None, typer.Option(help="linear, gru, or backoff (three linear classifiers).")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="linear, gru (default), or backoff (three linear classifiers).")
+    ] = None,
     sampling: Sampling = None,
     imputer: Annotated[
         str, typer.Option(help="What fills: a trained imputer's folder, or a rule (zero, lerp, ...).")
     ] = "zero",
     init: Annotated[Path | None, typer.Option(help="Folder of a trained head to fine-tune.")] = None,
-    train: Annotated[str | None, typer.Option(help="What learns: head, imputer or both.")] = None,
+    train: Annotated[str | None, typer.Option(help="What learns: head (default), imputer or both.")] = None,
     consistency: Annotated[float | None, typer.Option(help="Weight of KL(head on complete || on filled).")] = None,
     epochs: Epochs = None,
     steps: Steps = None,

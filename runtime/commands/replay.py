@@ -17,21 +17,29 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 
-@app.command()
+@app.command(epilog="For example: legato replay talk.mp4 --loss wifi-burst --report talk-report")
 def replay(
     source: Annotated[str, typer.Argument(help="A media file, a folder of them, or a packet recording (*.legato).")],
     bundle: Annotated[str, typer.Option(help="Name or folder of a bundle.")] = "talk",
-    loss: Annotated[str | None, typer.Option(help="Loss to inject: a profile (wifi-burst, iid-10) or a trace.")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="Loss to inject: a profile (wifi-burst, iid-10) or trace:FILE.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the injected loss.")] = 0,
     speed: Annotated[str, typer.Option(help="max or realtime; the predictions are the same.")] = "max",
     out: Annotated[Path | None, typer.Option(help="Write predictions here, one JSON object a line.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write report.html and report.png into this folder.")] = None,
-    lookahead: Annotated[int | None, typer.Option(help="Clips a final prediction waits for.")] = None,
+    lookahead: Annotated[
+        int | None, typer.Option(help="Clips a final prediction waits for; default: the bundle's.")
+    ] = None,
     fill: Annotated[str, typer.Option(help="Fill by this rule instead of the bundle's: lerp, hold, zero, ...")] = "",
     no_fill: Annotated[bool, typer.Option("--no-fill", help="The same as --fill zero.")] = False,
-    head: Annotated[list[str] | None, typer.Option(help="Which heads speak; may be given more than once.")] = None,
+    head: Annotated[
+        list[str] | None, typer.Option(help="Which heads speak, all by default; may be given more than once.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="How long to wait: replay, interactive, patient.")] = "replay",
-    settings: Annotated[list[str] | None, typer.Option("--set", help="One setting: delay.cap=0.3")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, such as delay.cap=0.3; may be given more than once.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print predictions as JSON lines, and nothing else.")] = False,
     timings: Annotated[bool, typer.Option(help="Timings in JSON; without, two replays are byte-equal.")] = True,

@@ -19,7 +19,7 @@ def _group() -> None:
     """Train encoders, imputers and heads."""
 
 
-@train_app.command("avid-cma")
+@train_app.command("avid-cma", epilog="For example: legato train avid-cma --data folder:recordings --out runs/avid")
 def avid_cma(
     out: Annotated[Path, typer.Option(help="Folder of the run: config, log, checkpoint, weights.")],
     data: Annotated[str, typer.Option(help="grid:PATH, java_sed:PATH, folder:PATH or synthetic:N.")] = "",
