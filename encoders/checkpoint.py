@@ -155,7 +155,7 @@ def writing(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         if isinstance(error, OutputError):
             raise
-        why = getattr(error, "strerror", None) or error
+        why = getattr(error, "strerror", None) or str(error).split("I/O error: ")[-1].split(" (os error")[0]
         if getattr(error, "errno", None) in (errno.EEXIST, errno.ENOTDIR):
             why = "a file is where a folder is needed"
         raise OutputError(f"{path} could not be written ({why}); free space or choose another --out") from None
