@@ -16,7 +16,7 @@ from encoders.media import AudioTrack, VideoTrack, write_media
 from runtime.packet import Packet
 from runtime.recording import RecordingWriter
 from runtime.sources import open_source
-from runtime.talk.corpus import SAMPLE_RATE, Corpus
+from runtime.talk.corpus import SAMPLE_RATE, Corpus, Utterance
 from runtime.talk.windows import LABEL_OF, LABELS, Grid, Reel, coloured, mix, still
 
 ON_SCREEN, ELSEWHERE = "grid/s33", "grid/s32"  # of the test split
@@ -63,7 +63,7 @@ def compose(
     return np.concatenate(pictures), np.concatenate(sounds), truth
 
 
-def _shuffled(rng: np.random.Generator, corpus: Corpus, speaker: str) -> list:  # type: ignore[type-arg]
+def _shuffled(rng: np.random.Generator, corpus: Corpus, speaker: str) -> list[Utterance]:
     sentences = corpus.by_speaker[speaker]
     return [sentences[i] for i in rng.permutation(len(sentences))[:3]]
 

@@ -102,11 +102,14 @@ def speech(
 
 
 def other_voices(rng: np.random.Generator, sounds: np.ndarray, odds: float = 0.7) -> np.ndarray:
-    """Most voices made higher or lower: (B, S) -> (B, S)."""
+    """Most voices made another person's, from a deep man's to a child's: (B, S) -> (B, S)."""
     chosen = np.flatnonzero(rng.random(len(sounds)) < odds)
     if len(chosen):
-        ratio = torch.from_numpy(np.exp(rng.uniform(-0.2, 0.5, len(chosen)))).float()
-        sounds[chosen] = augment.pitch(torch.from_numpy(sounds[chosen]), ratio).numpy()
+        ratio, scale = (
+            torch.from_numpy(np.exp(rng.uniform(*span, len(chosen)))).float() for span in ((-0.25, 0.9), (-0.1, 0.25))
+        )
+        original = torch.from_numpy(sounds[chosen])
+        sounds[chosen] = augment.throat(augment.pitch(original, ratio), original, scale).numpy()
     return sounds
 
 
