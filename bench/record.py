@@ -25,7 +25,7 @@ def circumstances() -> dict[str, Any]:
 
     return {
         "commit": commit(),
-        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", _module(), *map(_portable, sys.argv[1:])]),
         "python": platform.python_version(),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
@@ -40,6 +40,11 @@ def write_results(folder: Path, name: str, values: Mapping[str, Any], lines: Seq
                                   f"{about['processors']} processors."])  # fmt: skip
     (folder / f"{name}.md").write_text(text + "\n")
     print(text)
+
+
+def _portable(argument: str) -> str:
+    """An absolute path says where one machine keeps things; its name is enough."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _module() -> str:
