@@ -17,7 +17,6 @@ __all__ = [
     "Clock",
     "Drift",
     "DriftMonitor",
-    "EpochDetector",
     "Remap",
     "SystemClock",
     "TimestampUnwrapper",
@@ -67,30 +66,6 @@ class TimestampUnwrapper:
     def unwrap(self, timestamp: int) -> int:
         self._last = timestamp if self._last is None else unwrap(timestamp, self._last, self._bits)
         return self._last
-
-
-class EpochDetector:
-    """Says when a capture clock jumped or was reset, as opposed to packets that were lost or held up.
-
-    The capture time steps by more than ``jump`` seconds, and the arrivals, where known, do not explain it: after an
-    outage both clocks have advanced alike, after a stall only the arrivals have.
-    """
-
-    def __init__(self, jump: float = EPOCH_JUMP) -> None:
-        self._jump = jump
-        self._last: tuple[float, float | None] | None = None
-
-    def push(self, seconds: float, arrival: float | None = None) -> bool:
-        """One packet in delivered order; True if it opens a new epoch (the first packet does not)."""
-        last, self._last = self._last, (seconds, arrival)
-        if last is None:
-            return False
-        step = seconds - last[0]
-        if abs(step) <= self._jump:
-            return False
-        if arrival is None or last[1] is None:
-            return True
-        return abs(step - (arrival - last[1])) > self._jump
 
 
 class Drift:

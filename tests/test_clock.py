@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from runtime.clock import (
     Drift,
     DriftMonitor,
-    EpochDetector,
     SystemClock,
     TimestampUnwrapper,
     VirtualClock,
@@ -64,25 +63,6 @@ def test_any_walk_in_steps_below_half_the_circle_is_recovered(steps):
     for step in steps:
         at += step
         assert unwrapper.unwrap(at % 2**32) == first + at - 7
-
-
-@pytest.mark.parametrize(
-    ("times", "arrivals", "opens"),
-    [
-        ([0, 0.02, 0.04], None, [False, False, False]),
-        ([0, 5.0, 5.02], None, [False, True, False]),  # jumped ahead
-        ([100.0, 0.0, 0.02], None, [False, True, False]),  # reset
-        ([0, 0.12, 0.04, 0.08], None, [False] * 4),  # B frames
-        ([0, 5.0], [0.1, 5.1], [False, False]),  # an outage: the arrivals explain the step
-        ([0, 5.0], [0.1, 0.12], [False, True]),
-        ([0, 0.02], [0.1, 7.0], [False, False]),  # a stall: packets were held up, the capture clock went on
-        ([0, 2.0], None, [False, False]),  # not more than two seconds
-    ],
-)
-def test_an_epoch_is_a_jump_that_the_arrivals_do_not_explain(times, arrivals, opens):
-    detector = EpochDetector()
-    pairs = zip(times, arrivals or [None] * len(times), strict=True)
-    assert [detector.push(t, a) for t, a in pairs] == opens
 
 
 @pytest.mark.parametrize("ppm", [-300.0, 0.0, 50.0, 1000.0])
