@@ -11,7 +11,7 @@ Shapes: B window, T picture, H W pixels, S sample, F mel bin.
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool1d, avg_pool2d, grid_sample, interpolate
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
 from runtime.talk.corpus import MARGIN
 
@@ -125,28 +125,6 @@ def pitch(sound: Tensor, ratio: Tensor) -> Tensor:
     read = (torch.arange(samples) * ratio[:, None]).clamp(max=longer.shape[1] - 1.001)
     low, share = read.floor().long(), read.frac()
     return torch.lerp(longer.gather(1, low), longer.gather(1, low + 1), share)
-
-
-def throat(sound: Tensor, original: Tensor, scale: Tensor) -> Tensor:
-    """``sound`` with the formants of ``original``, moved by ``scale`` (B,): (B, S) -> (B, S).
-
-    A woman's pitch is about twice a man's, her formants only a sixth higher: raising a voice alone makes nobody's.
-    The envelope is the log-spectrum smoothed over half a kilohertz.
-    """
-    size, hop = 512, 128
-    window = torch.hann_window(size)
-    now, before = (torch.stft(x, size, hop, window=window, return_complex=True) for x in (sound, original))
-    envelopes = [
-        avg_pool1d(x.abs().clamp(min=1e-5).log().transpose(1, 2), 17, 1, 8, count_include_pad=False)
-        for x in (now, before)
-    ]
-    bins = now.shape[1]
-    at = (torch.arange(bins) / scale[:, None]).clamp(max=bins - 1.001)  # (B, bins)
-    low, share = at.floor().long(), at.frac()
-    index = low[:, None].expand(-1, envelopes[1].shape[1], -1)
-    wanted = torch.lerp(envelopes[1].gather(2, index), envelopes[1].gather(2, index + 1), share[:, None])
-    gain = (wanted - envelopes[0]).clamp(-3, 3).exp().transpose(1, 2)
-    return torch.istft(now * gain, size, hop, window=window, length=sound.shape[1])
 
 
 def voice(mel: Tensor, generator: torch.Generator, clips: int) -> Tensor:

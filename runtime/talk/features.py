@@ -53,7 +53,7 @@ def training_windows(
     for start in range(0, count, BATCH):
         rows = range(start, min(count, start + BATCH))
         made = [_scene(rng, corpus, speakers, who[i], CONDITIONS[conditions[i]], grid, noises) for i in rows]
-        sounds = other_voices(rng, np.stack([sound for _, sound in made]))
+        sounds = other_voices(rng, np.stack([sound for _, sound in made]), odds=0.3)
         features.append(encoded(net, np.stack([sight for sight, _ in made]), sounds, grid, generator))
         progress(rows.stop, count)
     whole = torch.cat(features)

@@ -27,7 +27,7 @@ class Recipe:
     min_clips: int = 3
     face_steps: int = 4000
     encoders: EncoderRecipe = field(default_factory=EncoderRecipe)
-    windows: int = 3000  # of training
+    windows: int = 4000  # of training
     each: int = 40  # validation and test windows of every condition and speaker
     fill: FillRecipe = field(default_factory=FillRecipe)
     seed: int = 0

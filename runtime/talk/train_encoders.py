@@ -28,7 +28,7 @@ from runtime.talk.windows import Grid, Reel, fragments, mix, noise, speaker_odds
 class EncoderRecipe:
     """How long and how hard."""
 
-    steps: int = 600
+    steps: int = 1000
     warm_steps: int = 150  # pretext alone
     talking: int = 16  # windows of true pairs in a batch
     quiet: int = 6  # windows of still faces, and as many without speech
@@ -101,15 +101,12 @@ def speech(
     return reel.sight(0.1 + grid.frame_times()), reel.sound(at, grid.samples)
 
 
-def other_voices(rng: np.random.Generator, sounds: np.ndarray, odds: float = 0.6) -> np.ndarray:
-    """Most voices made another person's, from a deep man's to a child's: (B, S) -> (B, S)."""
+def other_voices(rng: np.random.Generator, sounds: np.ndarray, odds: float = 0.7) -> np.ndarray:
+    """Most voices made higher or lower: (B, S) -> (B, S)."""
     chosen = np.flatnonzero(rng.random(len(sounds)) < odds)
     if len(chosen):
-        ratio, scale = (
-            torch.from_numpy(np.exp(rng.uniform(*span, len(chosen)))).float() for span in ((-0.25, 0.9), (-0.1, 0.25))
-        )
-        original = torch.from_numpy(sounds[chosen])
-        sounds[chosen] = augment.throat(augment.pitch(original, ratio), original, scale).numpy()
+        ratio = torch.from_numpy(np.exp(rng.uniform(-0.2, 0.5, len(chosen)))).float()
+        sounds[chosen] = augment.pitch(torch.from_numpy(sounds[chosen]), ratio).numpy()
     return sounds
 
 
