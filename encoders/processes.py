@@ -35,6 +35,7 @@ def processes() -> Iterator[tuple[int, int]]:
     distributed.init_process_group("nccl" if cuda else "gloo")
     try:
         yield world()
+        distributed.barrier()  # a process that leaves while another still sends to it can die of it
     finally:
         distributed.destroy_process_group()
 

@@ -55,7 +55,7 @@ def judged(
     if spoilt is not None:
         x = augment.light(x.float(), spoilt, grid.clips)
         mel = augment.voice(mel, spoilt, grid.clips)
-    v = net.video.encode(x)
+    v = net.video(net.video.prepare(x))
     assert net.video.no_face is not None
     v = torch.where(torch.tensor(found)[:, None], v, net.video.no_face)
     return torch.stack((v, net.audio(mel)), 1)
