@@ -136,5 +136,8 @@ or the packets of a real link:
 It has heard English sentences, read in a quiet room, and looked at frontal faces. It does not know music, crowds,
 overlapping voices, profiles or masks. A face it cannot find is reported as `no_face`, not guessed.
 
+All five training speakers are men. On Java-SED, never trained on, it scored 0.88 to 0.93 for each man and 0.59 to
+0.73 for each woman: it takes part of the women's voices for nobody's. Do not rely on it where that matters.
+
 {manifest.attribution}
 """
