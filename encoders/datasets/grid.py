@@ -7,25 +7,14 @@ spoken digit. ``alignments.csv`` tells when each word is spoken.
 from collections import defaultdict
 from pathlib import Path
 
-from encoders.datasets.sample import Sample, read_table
+from encoders.datasets.sample import Sample, labelled, read_table
 
 __all__ = ["list_samples", "word_times"]
 
 
 def list_samples(folder: Path) -> list[Sample]:
     """All sentences; splits are disjoint in speakers."""
-    rows = read_table(folder / "labels.csv", ("file", "speaker", "label", "split", "seconds"))
-    return [
-        Sample(
-            path=folder / row.pop("file"),
-            speaker=row.pop("speaker"),
-            label=row.pop("label"),
-            split=row.pop("split"),
-            seconds=float(row.pop("seconds")),
-            notes=row,
-        )
-        for row in rows
-    ]
+    return labelled(folder)
 
 
 def word_times(folder: Path) -> dict[Path, list[tuple[float, float, str]]]:

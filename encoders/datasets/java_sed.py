@@ -5,7 +5,7 @@ Expects ``labels.csv`` (file, speaker, label, split, ...) beside ``clips/``; the
 
 from pathlib import Path
 
-from encoders.datasets.sample import Sample, read_table
+from encoders.datasets.sample import Sample, labelled
 
 __all__ = ["FOLDS", "list_samples"]
 
@@ -15,15 +15,4 @@ FOLDS = (("01", "06"), ("02", "07"), ("03", "08"), ("04", "09"))
 
 def list_samples(folder: Path) -> list[Sample]:
     """All recordings; splits are disjoint in actors."""
-    rows = read_table(folder / "labels.csv", ("file", "speaker", "label", "split", "seconds"))
-    return [
-        Sample(
-            path=folder / row.pop("file"),
-            speaker=row.pop("speaker"),
-            label=row.pop("label"),
-            split=row.pop("split"),
-            seconds=float(row.pop("seconds")),
-            notes=row,
-        )
-        for row in rows
-    ]
+    return labelled(folder)

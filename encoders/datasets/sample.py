@@ -14,7 +14,7 @@ from pathlib import Path
 from encoders.errors import DataError, UsageError
 from encoders.settings import pick
 
-__all__ = ["DATASETS", "Sample", "list_folder", "list_samples", "read_table", "splits_of"]
+__all__ = ["DATASETS", "Sample", "labelled", "list_folder", "list_samples", "read_table", "splits_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,22 @@ def list_folder(folder: Path) -> list[Sample]:
     """Every media file below a folder, in order of its path; the parent folder's name is the label."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in MEDIA and p.is_file())
     return [Sample(path=p, label=p.parent.name if p.parent != folder else "") for p in files]
+
+
+def labelled(folder: Path) -> list[Sample]:
+    """The recordings of ``labels.csv`` (file, speaker, label, split, seconds, and more that is kept as notes)."""
+    rows = read_table(folder / "labels.csv", ("file", "speaker", "label", "split", "seconds"))
+    return [
+        Sample(
+            path=folder / row.pop("file"),
+            speaker=row.pop("speaker"),
+            label=row.pop("label"),
+            split=row.pop("split"),
+            seconds=float(row.pop("seconds")),
+            notes=row,
+        )
+        for row in rows
+    ]
 
 
 def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:

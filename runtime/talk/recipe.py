@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from encoders.datasets import java_sed
 from runtime.errors import UsageError
 from runtime.talk.fill import FillRecipe
 from runtime.talk.train_encoders import EncoderRecipe
@@ -9,9 +10,7 @@ from runtime.talk.windows import Grid
 
 GRID_SPEAKERS = tuple(f"grid/{s}" for s in ("s1", "s2", "s3", "s4", "s26", "s30", "s31", "s32", "s33"))
 # Java-SED: one woman and one man each
-JAVA_PAIRS = tuple(
-    (f"java_sed/{w}", f"java_sed/{m}") for w, m in (("01", "06"), ("02", "07"), ("03", "08"), ("04", "09"))
-)
+JAVA_PAIRS = tuple((f"java_sed/{woman}", f"java_sed/{man}") for woman, man in java_sed.FOLDS)
 
 
 @dataclass(frozen=True, kw_only=True)
