@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from runtime.packet import Decision, Packet, StreamInfo
+
+TURN = 0.1  # seconds that ``LivePackets.packets`` waits at once, so that a close from another thread is seen
 
 
 class Source(Protocol):
@@ -32,3 +34,43 @@ class Source(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@runtime_checkable
+class LiveSource(Source, Protocol):
+    """A source whose packets come when they come: a device, a URL, a socket.
+
+    Each packet carries the ``arrival`` it had on the clock that the source was given. A device that is lost, comes
+    back or changes its format is a ``Decision`` among the packets; it never raises once the source is open.
+    """
+
+    @property
+    def ended(self) -> bool:
+        """Nothing will come any more, and everything that came was read."""
+        ...
+
+    def read(self, timeout: float) -> Packet | Decision | None:
+        """The next item, waiting up to ``timeout`` seconds for it; None: nothing came. Never waits once ended."""
+        ...
+
+
+class LivePackets:
+    """``packets``, ``with`` and nothing else, for classes that have ``read``, ``ended`` and ``close``."""
+
+    def packets(self: LiveSource) -> Iterator[Packet | Decision]:
+        """Every item until the source has ended; closing it from another thread ends this too."""
+        while not self.ended:
+            item = self.read(TURN)
+            if item is not None:
+                yield item
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self: LiveSource,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
