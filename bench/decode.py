@@ -5,7 +5,6 @@ seconds of one thread; only their ratios mean something on another machine.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from bench.record import write_results
 from encoders.clips import AudioSpec, VideoSpec
 from encoders.media import AudioTrack, VideoTrack, write_media
 from runtime.decode import AudioDecoder, VideoDecoder
@@ -87,20 +87,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=int, default=60, help="length of the recording")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("bench/results"))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = recording(Path(folder), args.seconds)
         found = {work.__name__: cost(work, path, args.repeats) for work in (decode_only, bare, packets, ours)}
-    print(
-        json.dumps(
-            {
-                **{name: round(value, 3) for name, value in found.items()},
-                "ours_over_bare": round(found["ours"] / found["bare"], 2),
-                "ours_over_decode_only": round(found["ours"] / found["decode_only"], 2),
-                "times_real_time": round(args.seconds / found["ours"]),
-            }
-        )
-    )
+    shares = {
+        "ours over bare": found["ours"] / found["bare"],
+        "ours over decode only": found["ours"] / found["decode_only"],
+        "times real time": args.seconds / found["ours"],
+    }
+    lines = ["# The decode path beside bare PyAV", "", "| what | CPU seconds of one thread |", "|---|---|"]
+    lines += [f"| {name} | {value:.3f} |" for name, value in found.items()]
+    lines += ["", *(f"- {name}: {value:.2f}" for name, value in shares.items())]
+    write_results(args.out, "decode", {"seconds": found, "shares": shares}, lines)
 
 
 if __name__ == "__main__":

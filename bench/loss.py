@@ -6,19 +6,19 @@ brackets, the value that the profiles were specified with, from an independent s
 """
 
 import argparse
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.record import write_results
 from imputation.channel import PROFILES, Channel
 from imputation.reception import FRAME_RATE, audio_losses, bad_frames
 
 STRETCH = 60.0  # seconds; a row of the simulation
 WARM_UP = 12.0  # seconds of video before a row counts
-RESULTS = Path(__file__).parent / "results" / "loss.md"
+RESULTS = Path(__file__).parent / "results"
 
 # loss %, mean run, loss with FEC %; then per cent of 400 ms clips with any, >= 25 %, >= 50 %, all of their packets lost
 AUDIO = {
@@ -112,8 +112,8 @@ def beside(measured: Sequence[float | None], wanted: Sequence[float | None], dig
     return [f"{text(m)} ({text(w)})" for m, w in zip(measured, wanted, strict=True)]
 
 
-def report(seconds: float, seed: int) -> str:
-    """The page of results."""
+def tables(seconds: float, seed: int) -> list[str]:
+    """The page of results, table by table."""
     starts = 1000.0 + STRETCH * np.arange(round(seconds / STRETCH))
     audio = [(n, beside(audio_figures(n, starts, seed), wanted)) for n, wanted in AUDIO.items()]
     video = []
@@ -123,19 +123,14 @@ def report(seconds: float, seed: int) -> str:
         clips = [100 * float(by[how][1].mean()) for how in ("intra", "gop", "pli", "nack")]
         video.append((name, beside([*frames, *clips], wanted)))
     joint = [(n, beside(joint_figures(n, starts, seed), wanted)) for n, wanted in JOINT.items()]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    head = (
-        "# Loss profiles: what they do to clips\n\n"
-        f"`python -m bench.loss --seconds {seconds:g} --seed {seed}` at commit {commit or 'unknown'}. Per cent, with "
-        "the value of the specification in brackets.\n"
-    )
     of = "of 400 ms clips: "
-    return "\n".join([
-        head,
+    return [
+        "# Loss profiles: what they do to clips\n",
+        "Per cent, with the value of the specification in brackets.\n",
         table("Audio", ["packets lost", "mean run", "after FEC", of + "any", ">= 25 %", ">= 50 %", "all"], audio),
         table("Video", ["bad frames: gop", "pli", "nack", of + "intra", "gop", "pli", "nack"], video),
         table("Together (audio >= 25 %, video >= 50 % with pli)", ["audio only", "video only", "both", "phi"], joint),
-    ])  # fmt: skip
+    ]
 
 
 def main() -> None:
@@ -144,8 +139,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    options.out.write_text(report(options.seconds, options.seed))
-    print(f"wrote {options.out}")
+    of = {"seconds": options.seconds, "seed": options.seed}
+    write_results(options.out, "loss", of, tables(**of))
 
 
 if __name__ == "__main__":

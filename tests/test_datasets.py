@@ -179,6 +179,11 @@ def alike(one, other):
     return np.corrcoef(*(np.abs(np.fft.rfft(x)) for x in (one, other)))[0, 1]
 
 
+def test_synthetic_has_no_splits():
+    with pytest.raises(UsageError, match="data 'synthetic:8' has no split 'train'; leave the split out"):
+        open_pairs("synthetic:8", SPEC, splits=("train",))
+
+
 @pytest.mark.parametrize("text", ["synthetic:", "synthetic:x", "synthetic:-3", "synthetic:0"])
 def test_synthetic_needs_a_number(text):
     with pytest.raises(UsageError, match="write for example synthetic:64"):

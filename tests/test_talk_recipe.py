@@ -10,6 +10,7 @@ import pytest
 
 from encoders.media import AudioTrack, VideoTrack, write_media
 from runtime.bundle import Bundle
+from runtime.errors import LegatoError
 from runtime.pipeline import Pipeline
 from runtime.sources import open_source
 from runtime.talk.corpus import SAMPLE_RATE
@@ -70,6 +71,12 @@ def making(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe], Makin
     recordings(folder)
     prepared(folder / "cache")
     return lambda recipe: Making(recipe, folder, folder / "run", lambda *_: None, folder / "cache")
+
+
+def test_a_folder_without_recordings_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(LegatoError):
+        Making(TINY, tmp_path / "nowhere", tmp_path / "run", lambda *_: None).prepare()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -136,5 +136,7 @@ def open_pairs(
     if name == "synthetic":
         if not rest.isdecimal():
             raise UsageError(f"data {text!r} names no number of instances; write for example synthetic:64")
+        if splits:
+            raise UsageError(f"data {text!r} has no split {splits[0]!r}; leave the split out")
         return SyntheticPairs(int(rest), spec.video, spec.audio.sample_rate, spec.samples, seed)
     return RecordedPairs(list_samples(text, splits=splits), spec, augment or ClipAugment(), offset_seconds)

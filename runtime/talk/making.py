@@ -48,13 +48,17 @@ class Making:
     def __init__(self, recipe: Recipe, data: Path, out: Path, say: Say, cache: Path | None = None):
         self.recipe, self.data, self.out, self.say = recipe, data, out, say
         self.cache = cache or out / "cache"
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2))
 
     def prepare(self) -> None:
         for corpus in self.recipe.corpora:
             prepare.prepare(self.data, self.cache, corpus, lambda done, of, c=corpus: self.say(f"decode {c}", done, of))  # type: ignore[misc]
         prepare.prepare_noise(self.data, self.cache, lambda done, of: self.say("decode noise", done, of))
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make the run's folder; not before its data was found, so that a wrong path leaves nothing behind."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=2))
 
     def corpus(self) -> Corpus:
         return prepare.load(self.cache, self.recipe.corpora)
@@ -64,6 +68,7 @@ class Making:
         seed_everything(self.recipe.seed)
         net, path = face_box.build("face_box"), self.out / "face.safetensors"
         if not path.exists():
+            self._begin()
             shown = [
                 s
                 for c in self.recipe.corpora
@@ -81,6 +86,7 @@ class Making:
         seed_everything(self.recipe.seed)
         net, path = new_net(), self.out / "net.safetensors"
         if not path.exists():
+            self._begin()
             corpus = self.corpus()
             steps = self.recipe.encoders.steps
             with (self.out / "encoders.jsonl").open("w") as log:
