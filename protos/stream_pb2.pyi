@@ -78,7 +78,7 @@ class StreamRequest(_message.Message):
     def __init__(self, config: _Optional[_Union[StreamConfig, _Mapping]] = ..., packets: _Optional[_Union[PacketBatch, _Mapping]] = ..., codec: _Optional[_Union[CodecConfig, _Mapping]] = ..., end_of_stream: _Optional[_Union[EndOfStream, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ...) -> None: ...
 
 class StreamConfig(_message.Message):
-    __slots__ = ("bundle", "heads", "origin", "codecs", "lookahead", "resume_token", "recording_consent", "name", "playout_delay_ms")
+    __slots__ = ("bundle", "heads", "origin", "codecs", "lookahead", "resume_token", "recording_consent", "name", "playout_delay_ms", "resume_point")
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     HEADS_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +88,7 @@ class StreamConfig(_message.Message):
     RECORDING_CONSENT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PLAYOUT_DELAY_MS_FIELD_NUMBER: _ClassVar[int]
+    RESUME_POINT_FIELD_NUMBER: _ClassVar[int]
     bundle: str
     heads: _containers.RepeatedScalarFieldContainer[str]
     origin: Rational
@@ -97,7 +98,22 @@ class StreamConfig(_message.Message):
     recording_consent: bool
     name: str
     playout_delay_ms: float
-    def __init__(self, bundle: _Optional[str] = ..., heads: _Optional[_Iterable[str]] = ..., origin: _Optional[_Union[Rational, _Mapping]] = ..., codecs: _Optional[_Iterable[_Union[CodecConfig, _Mapping]]] = ..., lookahead: _Optional[int] = ..., resume_token: _Optional[bytes] = ..., recording_consent: _Optional[bool] = ..., name: _Optional[str] = ..., playout_delay_ms: _Optional[float] = ...) -> None: ...
+    resume_point: ResumePoint
+    def __init__(self, bundle: _Optional[str] = ..., heads: _Optional[_Iterable[str]] = ..., origin: _Optional[_Union[Rational, _Mapping]] = ..., codecs: _Optional[_Iterable[_Union[CodecConfig, _Mapping]]] = ..., lookahead: _Optional[int] = ..., resume_token: _Optional[bytes] = ..., recording_consent: _Optional[bool] = ..., name: _Optional[str] = ..., playout_delay_ms: _Optional[float] = ..., resume_point: _Optional[_Union[ResumePoint, _Mapping]] = ...) -> None: ...
+
+class ResumePoint(_message.Message):
+    __slots__ = ("stream", "epoch", "first_clip", "origin", "next_clip")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FIRST_CLIP_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    NEXT_CLIP_FIELD_NUMBER: _ClassVar[int]
+    stream: str
+    epoch: int
+    first_clip: int
+    origin: Rational
+    next_clip: int
+    def __init__(self, stream: _Optional[str] = ..., epoch: _Optional[int] = ..., first_clip: _Optional[int] = ..., origin: _Optional[_Union[Rational, _Mapping]] = ..., next_clip: _Optional[int] = ...) -> None: ...
 
 class CodecConfig(_message.Message):
     __slots__ = ("modality", "codec", "time_base", "extradata", "sample_rate", "channels", "sample_format", "width", "height", "pixel_format", "frame_rate", "rotation", "pre_skip")
@@ -182,7 +198,7 @@ class Ack(_message.Message):
     def __init__(self, prediction: _Optional[_Union[PredictionId, _Mapping]] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
-    __slots__ = ("started", "prediction", "clip_report", "stats", "going_away", "ack_through_seq")
+    __slots__ = ("started", "prediction", "clip_report", "stats", "going_away", "ack_through_seq", "resume_point")
     class AckThroughSeqEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -196,13 +212,15 @@ class StreamResponse(_message.Message):
     STATS_FIELD_NUMBER: _ClassVar[int]
     GOING_AWAY_FIELD_NUMBER: _ClassVar[int]
     ACK_THROUGH_SEQ_FIELD_NUMBER: _ClassVar[int]
+    RESUME_POINT_FIELD_NUMBER: _ClassVar[int]
     started: StreamStarted
     prediction: Prediction
     clip_report: ClipReport
     stats: StreamStats
     going_away: GoingAway
     ack_through_seq: _containers.ScalarMap[str, int]
-    def __init__(self, started: _Optional[_Union[StreamStarted, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., clip_report: _Optional[_Union[ClipReport, _Mapping]] = ..., stats: _Optional[_Union[StreamStats, _Mapping]] = ..., going_away: _Optional[_Union[GoingAway, _Mapping]] = ..., ack_through_seq: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    resume_point: ResumePoint
+    def __init__(self, started: _Optional[_Union[StreamStarted, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., clip_report: _Optional[_Union[ClipReport, _Mapping]] = ..., stats: _Optional[_Union[StreamStats, _Mapping]] = ..., going_away: _Optional[_Union[GoingAway, _Mapping]] = ..., ack_through_seq: _Optional[_Mapping[str, int]] = ..., resume_point: _Optional[_Union[ResumePoint, _Mapping]] = ...) -> None: ...
 
 class StreamStarted(_message.Message):
     __slots__ = ("stream", "resume_token", "origin", "lookahead", "bundle", "recording", "playout_delay_ms", "resumed", "report_interval_ms")
@@ -390,7 +408,7 @@ class ModalityReport(_message.Message):
     def __init__(self, state: _Optional[_Union[ClipState, str]] = ..., coverage: _Optional[float] = ..., flags: _Optional[_Iterable[str]] = ..., severity: _Optional[float] = ...) -> None: ...
 
 class StreamStats(_message.Message):
-    __slots__ = ("packets", "av_offset_ms", "drift_ppm", "jitter_ms", "playout_delay_ms", "clips_shed", "predictions_final")
+    __slots__ = ("packets", "av_offset_ms", "drift_ppm", "jitter_ms", "playout_delay_ms", "clips_shed", "predictions_final", "responses_dropped")
     class PacketsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -419,6 +437,7 @@ class StreamStats(_message.Message):
     PLAYOUT_DELAY_MS_FIELD_NUMBER: _ClassVar[int]
     CLIPS_SHED_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FINAL_FIELD_NUMBER: _ClassVar[int]
+    RESPONSES_DROPPED_FIELD_NUMBER: _ClassVar[int]
     packets: _containers.MessageMap[str, PacketCounts]
     av_offset_ms: float
     drift_ppm: float
@@ -426,7 +445,8 @@ class StreamStats(_message.Message):
     playout_delay_ms: _containers.ScalarMap[str, float]
     clips_shed: int
     predictions_final: int
-    def __init__(self, packets: _Optional[_Mapping[str, PacketCounts]] = ..., av_offset_ms: _Optional[float] = ..., drift_ppm: _Optional[float] = ..., jitter_ms: _Optional[_Mapping[str, float]] = ..., playout_delay_ms: _Optional[_Mapping[str, float]] = ..., clips_shed: _Optional[int] = ..., predictions_final: _Optional[int] = ...) -> None: ...
+    responses_dropped: int
+    def __init__(self, packets: _Optional[_Mapping[str, PacketCounts]] = ..., av_offset_ms: _Optional[float] = ..., drift_ppm: _Optional[float] = ..., jitter_ms: _Optional[_Mapping[str, float]] = ..., playout_delay_ms: _Optional[_Mapping[str, float]] = ..., clips_shed: _Optional[int] = ..., predictions_final: _Optional[int] = ..., responses_dropped: _Optional[int] = ...) -> None: ...
 
 class PacketCounts(_message.Message):
     __slots__ = ("expected", "received", "lost", "used", "unused", "damaged", "late", "duplicate", "malformed", "shed", "unfinished")

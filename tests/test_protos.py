@@ -24,7 +24,7 @@ def version(text: str) -> tuple[int, ...]:
 
 def lower_bound(distribution: str) -> tuple[int, ...]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (found,) = [d for d in project["dependencies"] if re.match(rf"{distribution}\b", d)]
+    (found,) = [d for d in project["dependencies"] if re.match(rf"{distribution}[<>=]", d)]
     return version(re.search(r">=([\d.]+)", found)[1])
 
 
