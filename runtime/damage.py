@@ -16,7 +16,16 @@ from runtime.packet import CodecConfig, Gap, Packet
 from runtime.picture import Picture
 from runtime.references import Alone, Anchors, Chain, References, Slots
 
-__all__ = ["INTACT", "AudioDamage", "Damage", "StepRule", "VideoDamage"]
+__all__ = [
+    "INTACT",
+    "AudioDamage",
+    "Damage",
+    "StepRule",
+    "VideoDamage",
+    "spoiled_bytes",
+    "spoiled_frames",
+    "spoiled_seconds",
+]
 
 EVENTS = 48  # packets whose verdict may still be revised; decoders hold back 16 pictures at most, threads aside
 CORRUPT_SEVERITY = 0.5  # of a picture whose own bytes are wrong, its references being right
@@ -176,6 +185,10 @@ class VideoDamage:
         self._sizes: dict[bool, float] = {}  # running mean payload of independent pictures (True) and others
         self._flags_count = config.codec not in UNRELIABLE_FLAGS
         self._times_order = True  # False once frames came out in another order than their times
+        self._refreshing: list[tuple[int, int]] = []  # recovery points: seq, reference pictures until it is kept
+        self.entry: int | None = None
+        """The packet at which a fresh decoder may begin, for everything shown from the last one pushed on to be right;
+        None where that is no place to begin."""
         self.errors = 0
 
     @property
@@ -197,6 +210,7 @@ class VideoDamage:
         self._judge(event)
         self._append(event)
         self._learn_sizes(item, pictures)
+        self.entry = self._entry(item.seq, pictures[0]) if pictures else None
         return event.damage
 
     def decode_error(self, seq: int | None = None) -> Damage:
@@ -253,6 +267,25 @@ class VideoDamage:
         self._events.append(event)
         if not event.out:
             self._inside.append(event)
+
+    def _entry(self, seq: int, picture: Picture) -> int | None:
+        """Where decoding may begin for the sake of what is shown from this picture on: see ``entry``."""
+        after = 0 if picture.reset or self._enters(picture) else picture.recovery
+        if after == 0:
+            self._refreshing.clear()
+            return seq
+        found = None
+        if self._refreshing and not picture.disposable:
+            self._refreshing = [(first, left - 1) for first, left in self._refreshing]
+            while self._refreshing and self._refreshing[0][1] <= 0:
+                found = self._refreshing.pop(0)[0]
+        if after is not None:
+            self._refreshing.append((seq, after))
+        return found
+
+    def _enters(self, picture: Picture) -> bool:
+        """Pictures that codecs without a word for it can be entered at."""
+        return isinstance(self._references, Alone) or (picture.kind == "I" and isinstance(self._references, Anchors))
 
     def _lose(self, count: int) -> Damage:
         event = _Event(None, 0, count, (), self._references, self._severity, Damage(True, "lost", 1.0), out=True)
@@ -358,8 +391,8 @@ class AudioDamage:
 
     def __init__(self, config: CodecConfig, *, sequence_numbers: bool = True) -> None:
         self._codec = config.codec
-        self._frames = _spoiled_frames(config)
-        self._seconds = SPOILED_SECONDS.get(config.codec, 0.0)
+        self._frames = spoiled_frames(config)
+        self._seconds = spoiled_seconds(config)
         self._by_time = not sequence_numbers and config.codec not in DTX_CODECS
         self._left = 0  # spoiled frames still to come
         self._until: float | None = None  # seconds; None = not known before the next packet
@@ -421,7 +454,18 @@ class AudioDamage:
         return covered
 
 
-def _spoiled_frames(config: CodecConfig) -> int:
+def spoiled_seconds(config: CodecConfig) -> float:
+    """For how long a hole is heard after it, where a codec says so in time."""
+    return SPOILED_SECONDS.get(config.codec, 0.0)
+
+
+def spoiled_bytes(config: CodecConfig) -> int:
+    """How many bytes of payload a frame may lean on besides its own."""
+    return MP3_RESERVOIR if config.codec == "mp3" else 0
+
+
+def spoiled_frames(config: CodecConfig) -> int:
+    """How many frames after a hole are not right, where a codec counts in frames."""
     if config.codec.startswith(SAMPLE_CODECS):
         return 0
     if config.codec in SPOILED_SECONDS:

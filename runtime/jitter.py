@@ -175,6 +175,11 @@ class JitterBuffer:
         return self._delay.seconds if isinstance(self._delay, AdaptiveDelay) else self._delay
 
     @property
+    def jitter(self) -> float:
+        """Interarrival jitter, seconds, where the delay follows it; else 0."""
+        return self._delay.jitter if isinstance(self._delay, AdaptiveDelay) else 0.0
+
+    @property
     def next_deadline(self) -> float | None:
         """When ``poll`` will have something to say if nothing more arrives, on the receiver's clock; None = never."""
         while self._due and self._due[0][1] not in self._queue:

@@ -13,6 +13,7 @@ from typing import Any
 from encoders.clips import FLICKS, AudioSpec, VideoSpec, to_flicks
 from runtime.clip import Fate
 from runtime.clock import EPOCH_JUMP
+from runtime.entries import Entries
 from runtime.epochs import OUTAGE
 from runtime.jitter import AdaptiveDelay, JitterBuffer, TransitFloor
 from runtime.packet import CodecConfig, Gap, Packet
@@ -64,6 +65,7 @@ class Lane:
         self._parts, self._sequenced = parts, sequenced
         self.jitter = JitterBuffer(modality, delay, offset=offset)
         self.damage, self._decoder = parts(modality, config, spec, sequenced)
+        self.entries = Entries(config, spec)
         self._follows = modality == "video" and not sequenced  # a container: lost packets leave no number behind
         self._decoded: int | None = None  # decode time of the packet before, ticks
         self._step = 0  # usual ticks between two
@@ -169,6 +171,15 @@ class Lane:
             if len(self._recent) > 2 * REMEMBERED:
                 self._recent = dict(sorted(self._recent.items())[-REMEMBERED:])
 
+    def enter(self, epoch: int, time: int, packet: Packet, intact: bool) -> None:
+        """Note whether a fresh receiver could begin at a packet just decoded; ``time`` is flicks on the stream's axis."""
+        if self.modality == "audio":
+            self.entries.add(epoch, time, packet.seq, len(packet.payload))
+        elif intact:
+            entry = getattr(self.damage, "entry", packet.seq if packet.keyframe else None)
+            if entry is not None:
+                self.entries.add(epoch, time, entry)
+
     def fates_of(self, seqs: Sequence[int]) -> list[Fate] | None:
         """The open fates of these packets; None if none of them belongs to this epoch."""
         if len(seqs) == 1:  # nearly always
@@ -231,7 +242,7 @@ class Lane:
 
     def change(self, config: CodecConfig) -> None:
         """The packets from here on are of another format."""
-        self.config = config
+        self.config, self.entries = config, Entries(config, self.spec)
         self.damage, self._decoder = self._parts(self.modality, config, self.spec, self._sequenced)
 
     def _judge(self, frame: Any) -> None:

@@ -83,6 +83,7 @@ class Receiver:
         self._obeys = False  # a recording brought clock remaps of its own
         self._assembler: ClipAssembler | None = None
         self._origin = 0  # flicks
+        self._agreed = info.origin  # the same, as it was agreed
         self._epoch, self._index = 0, 0
         self._now = -math.inf  # the receiver's clock
         self._deadlines = Deadlines(self._lanes)
@@ -156,6 +157,35 @@ class Receiver:
         if self._drift is None or self._clocks.front is None:
             return None
         return self._drift.av_offset_ms(self._clocks.front / FLICKS)
+
+    @property
+    def spec_origin(self) -> Fraction | None:
+        """The agreed zero of the clip grid in the epoch that runs (capture time, seconds); None until known."""
+        return self._agreed
+
+    def jitter_ms(self, modality: str) -> float:
+        """Interarrival jitter (RFC 3550, 6.4.1) where the playout delay follows it; else 0."""
+        lane = self._lanes.get(modality)
+        return 0.0 if lane is None else lane.jitter.jitter * 1e3
+
+    def delay_ms(self, modality: str) -> float:
+        """The playout delay now; 0 for a modality without a track."""
+        lane = self._lanes.get(modality)
+        return 0.0 if lane is None else lane.jitter.delay * 1e3
+
+    def needed(self, modality: str, seconds: Fraction | float, epoch: int | None = None) -> int | None:
+        """The highest sequence number that nobody needs any more to rebuild all clips from ``seconds`` on.
+
+        A fresh receiver with the origin ``spec_origin``, fed only the packets above it, gives the same clips.
+        ``seconds`` is capture time, of the epoch that runs unless another is named. None: everything may be needed.
+        """
+        lane = self._lanes.get(modality)
+        if lane is None:
+            return None
+        if epoch is None:
+            epoch = self._epoch if self._assembler is not None else max(self._epoch - 1, 0)
+        time = Fraction(seconds) * FLICKS
+        return lane.entries.needed(epoch, time.numerator // time.denominator)
 
     def _order(self, lane: Lane, packet: Packet) -> list[Any]:
         """Through the jitter buffer, and into the ledger."""
@@ -251,6 +281,7 @@ class Receiver:
             fate.damaged = True
         if not stale:
             lane.remember(packet, fate)
+            lane.enter(self._epoch, at + self._origin, packet, not (damage.damaged or lane.failed))
         self._lay(lane, pieces)
 
     def _lay(self, lane: Lane, pieces: list[Any]) -> None:
@@ -333,12 +364,14 @@ class Receiver:
             if placed - self._origin > JUMP and not self._pending:
                 first = (placed - self._origin) // length  # joined late: what was before does not exist
         if agreed is None or placed < self._origin - JUMP:
-            agreed, self._origin = None, grid_floor(placed, length)
+            self._origin = grid_floor(placed, length)
+            agreed = from_flicks(self._origin)
+        self._agreed = agreed
         video = self.info.codecs.get("video")
         self._assembler = ClipAssembler(
             self.spec,
             self.rule,
-            agreed if agreed is not None else from_flicks(self._origin),
+            agreed,
             self.modalities,
             epoch=self._epoch,
             first_index=self._index + first,
