@@ -97,6 +97,7 @@ STATS = st.builds(
     playout_delay_ms=by_modality(NUMBER),
     clips_shed=COUNT,
     predictions_final=COUNT,
+    responses_dropped=COUNT,
 )
 SERVED = st.builds(
     ServedBundle,

@@ -88,6 +88,7 @@ class StreamStats:
     playout_delay_ms: dict[str, float] = field(default_factory=dict)
     clips_shed: int = 0
     predictions_final: int = 0
+    responses_dropped: int = 0  # never sent, since the client did not read: provisional ones, reports
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,6 +274,7 @@ def stats_to_wire(stats: StreamStats) -> pb.StreamStats:
         playout_delay_ms=stats.playout_delay_ms,
         clips_shed=stats.clips_shed,
         predictions_final=stats.predictions_final,
+        responses_dropped=stats.responses_dropped,
     )
 
 
@@ -286,6 +288,7 @@ def stats_from_wire(wire: pb.StreamStats) -> StreamStats:
         playout_delay_ms=_numbers(wire.playout_delay_ms),
         clips_shed=wire.clips_shed,
         predictions_final=wire.predictions_final,
+        responses_dropped=wire.responses_dropped,
     )
 
 
