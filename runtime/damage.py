@@ -24,7 +24,6 @@ __all__ = [
     "VideoDamage",
     "spoiled_bytes",
     "spoiled_frames",
-    "spoiled_seconds",
 ]
 
 EVENTS = 48  # packets whose verdict may still be revised; decoders hold back 16 pictures at most, threads aside
@@ -270,7 +269,7 @@ class VideoDamage:
 
     def _entry(self, seq: int, picture: Picture) -> int | None:
         """Where decoding may begin for the sake of what is shown from this picture on: see ``entry``."""
-        after = 0 if picture.reset or self._enters(picture) else picture.recovery
+        after = 0 if picture.reset else self._refreshed_after(picture)
         if after == 0:
             self._refreshing.clear()
             return seq
@@ -283,9 +282,13 @@ class VideoDamage:
             self._refreshing.append((seq, after))
         return found
 
-    def _enters(self, picture: Picture) -> bool:
-        """Pictures that codecs without a word for it can be entered at."""
-        return isinstance(self._references, Alone) or (picture.kind == "I" and isinstance(self._references, Anchors))
+    def _refreshed_after(self, picture: Picture) -> int | None:
+        """How many reference pictures more a decoder wants that begins here; None: this is no place to begin."""
+        if isinstance(self._references, Alone):
+            return 0
+        if isinstance(self._references, Anchors):  # without two anchors it drops B pictures
+            return 1 if picture.kind == "I" else None
+        return picture.recovery
 
     def _lose(self, count: int) -> Damage:
         event = _Event(None, 0, count, (), self._references, self._severity, Damage(True, "lost", 1.0), out=True)
@@ -392,7 +395,7 @@ class AudioDamage:
     def __init__(self, config: CodecConfig, *, sequence_numbers: bool = True) -> None:
         self._codec = config.codec
         self._frames = spoiled_frames(config)
-        self._seconds = spoiled_seconds(config)
+        self._seconds = SPOILED_SECONDS.get(config.codec, 0.0)
         self._by_time = not sequence_numbers and config.codec not in DTX_CODECS
         self._left = 0  # spoiled frames still to come
         self._until: float | None = None  # seconds; None = not known before the next packet
@@ -452,11 +455,6 @@ class AudioDamage:
         if covered:
             self._reservoir = None
         return covered
-
-
-def spoiled_seconds(config: CodecConfig) -> float:
-    """For how long a hole is heard after it, where a codec says so in time."""
-    return SPOILED_SECONDS.get(config.codec, 0.0)
 
 
 def spoiled_bytes(config: CodecConfig) -> int:

@@ -172,7 +172,7 @@ class Lane:
                 self._recent = dict(sorted(self._recent.items())[-REMEMBERED:])
 
     def enter(self, epoch: int, time: int, packet: Packet, intact: bool) -> None:
-        """Note whether a fresh receiver could begin at a packet just decoded; ``time`` is flicks on the stream's axis."""
+        """Note whether a fresh receiver could begin at a packet just decoded; ``time`` is its place, flicks."""
         if self.modality == "audio":
             self.entries.add(epoch, time, packet.seq, len(packet.payload))
         elif intact:

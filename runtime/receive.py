@@ -176,7 +176,8 @@ class Receiver:
     def needed(self, modality: str, seconds: Fraction | float, epoch: int | None = None) -> int | None:
         """The highest sequence number that nobody needs any more to rebuild all clips from ``seconds`` on.
 
-        A fresh receiver with the origin ``spec_origin``, fed only the packets above it, gives the same clips.
+        A fresh receiver with the origin ``spec_origin``, fed only the packets above it, gives the same clips; but in an
+        open group of H.264 it judges further losses more strictly, until the next IDR picture.
         ``seconds`` is capture time, of the epoch that runs unless another is named. None: everything may be needed.
         """
         lane = self._lanes.get(modality)
@@ -184,8 +185,7 @@ class Receiver:
             return None
         if epoch is None:
             epoch = self._epoch if self._assembler is not None else max(self._epoch - 1, 0)
-        time = Fraction(seconds) * FLICKS
-        return lane.entries.needed(epoch, time.numerator // time.denominator)
+        return lane.entries.needed(epoch, round(seconds * FLICKS))
 
     def _order(self, lane: Lane, packet: Packet) -> list[Any]:
         """Through the jitter buffer, and into the ledger."""
