@@ -184,6 +184,7 @@ class VideoDamage:
         self._sizes: dict[bool, float] = {}  # running mean payload of independent pictures (True) and others
         self._flags_count = config.codec not in UNRELIABLE_FLAGS
         self._times_order = True  # False once frames came out in another order than their times
+        self._joined: int | None = None  # ticks; of the picture that the stream was joined at: what leads it is wrong
         self._refreshing: list[tuple[int, int]] = []  # recovery points: seq, reference pictures until it is kept
         self.entry: int | None = None
         """The packet at which a fresh decoder may begin, for everything shown from the last one pushed on to be right;
@@ -204,6 +205,8 @@ class VideoDamage:
             if missing:
                 self._lose(missing)
         pictures = self._pictures(item)
+        if not self._events and pictures and self._in_open_group(pictures[0]):
+            self._joined = item.capture_time
         event = _Event(item.seq, item.capture_time, 0, pictures, self._references, self._severity, corrupt=item.corrupt)
         event.out = bool(item.skip) or not _gives_a_frame(pictures)
         self._judge(event)
@@ -290,6 +293,12 @@ class VideoDamage:
             return 1 if picture.kind == "I" else None
         return picture.recovery
 
+    def _in_open_group(self, picture: Picture) -> bool:
+        """Whether a picture that a decoder begins with may be led by ones that need what was before it."""
+        if picture.reset or picture.closed or isinstance(self._references, Alone):
+            return False
+        return self._refreshed_after(picture) is not None
+
     def _lose(self, count: int) -> Damage:
         event = _Event(None, 0, count, (), self._references, self._severity, Damage(True, "lost", 1.0), out=True)
         self._judge(event)
@@ -321,10 +330,10 @@ class VideoDamage:
             self._references = state.lose(event.lost)
             self._severity = min(1.0, severity + event.lost * self._share())
             return
-        wrong = False
+        wrong = leads = self._joined is not None and event.time < self._joined
         for picture in event.pictures:
             from_wrong, state = state.step(picture, event.time)
-            if event.corrupt:
+            if event.corrupt and not leads:
                 state = state.spoil(picture)
             wrong = wrong or (from_wrong and picture.shown)
         severity = severity * HEALING if state.broken else 0.0

@@ -225,6 +225,13 @@ def test_a_swallowed_reference_spoils_what_follows():
     assert reasons[3:] == ["reference"] * 3
 
 
+def test_what_leads_the_group_that_a_stream_was_joined_at_is_damaged_and_spoils_nothing():
+    tracker = VideoDamage(MPEG)
+    joined = [mpeg(7, "I", 2, 9), mpeg(8, "B", 0, 7), mpeg(9, "B", 1, 8), mpeg(10, "P", 5, 12), mpeg(11, "B", 3, 10)]
+    assert pushed(tracker, joined) == ["", "reference", "reference", "", ""]
+    assert [tracker.frame_flag(i).reason for i in (7, 11, 10)] == [""] * 3  # 8 and 9 never come out
+
+
 def test_decode_times_in_place_of_presentation_times_swallow_nothing():
     tracker = VideoDamage(MPEG)
     packets = [replace(p, capture_time=i) for i, p in enumerate(group())]

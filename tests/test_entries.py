@@ -105,7 +105,7 @@ def test_pictures_from_an_entry_on_are_the_same(tmp_path: Path, kind: str, lost:
         pytest.skip(f"{codec} is not in this build: {error}")
     # Entered at an open group, H.264's reference lists are not known to the last: after a loss it is more careful.
     spared = agrees(info, [p for p in packets if p.seq not in lost], strict=not (lost and "open" in kind))
-    assert max(spared) >= (85 if codec == "mjpeg" else 70)
+    assert max(spared) >= (76 if codec == "mjpeg" else 60)
 
 
 @pytest.mark.parametrize("kind", SOUND)
@@ -117,7 +117,7 @@ def test_sound_from_an_entry_on_is_the_same(tmp_path: Path, kind: str, lost: tup
     track = AudioTrack(samples=tone, sample_rate=rate, codec=codec, options=options)
     info, packets = media(tmp_path, [track], "mp4" if codec == "libopus" else "mov")
     spared = agrees(info, [p for p in packets if p.seq not in lost], tolerance)
-    assert spared == sorted(spared) and spared[-1] > 0.7 * len(packets)
+    assert spared == sorted(spared) and spared[-1] > 0.6 * len(packets)
 
 
 # ---------------------------------------------------------------------------------------------------- both, and epochs
