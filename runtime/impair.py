@@ -33,7 +33,7 @@ def impair(
     only. ``batch`` packets are judged at once; the result does not depend on it, a live source takes 1. Decisions
     keep their place.
     """
-    link = _Link(profile, seed, codecs or {})
+    link = Link(profile, seed, codecs or {})
     waiting: list[tuple[float, int, Packet | Decision]] = []  # (arrival, order of sending, packet)
     order = 0
     source = iter(packets)
@@ -48,8 +48,8 @@ def impair(
         yield heapq.heappop(waiting)[2]
 
 
-class _Link:
-    """The channel and what it remembers of the packets it saw."""
+class Link:
+    """The channel and what it remembers of the packets it saw; a live source shows it one packet at a time."""
 
     def __init__(self, profile: Profile, seed: int, codecs: Mapping[str, CodecConfig]) -> None:
         self._channel = Channel(profile, seed)

@@ -24,10 +24,12 @@ from runtime.errors import SourceError, UsageError
 from runtime.packet import Decision, Packet, StreamInfo
 from runtime.prediction import Prediction
 from runtime.receive import Receiver
+from runtime.sources.base import LiveSource
 from runtime.stream import Encoded, Stream, Windows
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
+    from runtime.live import Tap
     from runtime.sources.base import Source
 
 SPEEDS = ("max", "realtime")
@@ -52,6 +54,7 @@ class Pipeline:
             device=device,
             deterministic=config.engine.deterministic,
             threads=config.engine.threads,
+            precision=config.engine.precision,
             heads=heads,
             fill=choose_fill(models, fill) if fill else None,
         )
@@ -123,12 +126,37 @@ class Pipeline:
         imputer = choose_fill(self.engine.models, fill)
         return self.engine.refilled(imputer).replay(name, clips, self.config.window)
 
-    def clips(self, source: "Source", stream: Stream, speed: str = "max") -> Generator[Clip]:
-        """Closed clips, decoded up to ``engine.decode_ahead`` clips ahead in a thread of their own."""
+    def clips(
+        self,
+        source: "Source",
+        stream: Stream,
+        speed: str = "max",
+        *,
+        stop: threading.Event | None = None,
+        tap: "Tap | None" = None,
+    ) -> Generator[Clip]:
+        """Closed clips, decoded up to ``engine.decode_ahead`` clips ahead in a thread of their own.
+
+        A live source sets its own pace; ``stop`` ends it, and ``tap`` is shown every item of it (``runtime.live``).
+        """
         if speed not in SPEEDS:
             raise UsageError(f"speed {speed!r} is unknown; use {' or '.join(SPEEDS)}")
+        if isinstance(source, LiveSource):
+            return self._live(source, stream, stop or threading.Event(), tap)
         items = paced(source.packets()) if speed == "realtime" else source.packets()
         return ahead(receive(items, stream.receiver), self.config.engine.decode_ahead)
+
+    def _live(self, source: LiveSource, stream: Stream, stop: threading.Event, tap: "Tap | None") -> Generator[Clip]:
+        from runtime.live import clock_of, receive_live
+
+        live = receive_live(source, stream.receiver, clock_of(source), stop, tap)
+        clips = ahead(live, self.config.engine.decode_ahead)
+        try:
+            for clip in clips:  # noqa: UP028 - closing this must first set ``stop``, then close ``clips``
+                yield clip
+        finally:
+            stop.set()  # first, so that the thread that waits for packets ends
+            clips.close()
 
 
 def receive(items: Iterable[Packet | Decision], receiver: Receiver) -> Iterator[Clip]:
