@@ -70,6 +70,7 @@ class EngineSettings:
 
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     deterministic: bool = True  # one batch shape, fp32, deterministic algorithms: two replays are byte-equal
+    precision: str = "auto"  # auto, fp32, bf16: auto is bf16 where the device has it; deterministic runs use fp32
     threads: int = 1  # of the model, on a CPU
     decode_ahead: int = 8  # clips that may wait between decoding and the model; 0 decodes in the model's thread
 

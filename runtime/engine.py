@@ -1,8 +1,13 @@
 """Engine: the models of one bundle on one device; closed clips in, predictions out.
 
-Streams submit closed clips, ``run`` encodes them, fills and classifies the windows that fell due. This engine
-serves one stream at a time, clip by clip: in deterministic mode every forward pass has batch size 1, fp32,
-deterministic algorithms and one thread, so two replays are byte-equal without their timings.
+Streams submit closed clips, ``run`` encodes them, fills and classifies the windows that fell due; ``serve`` does the
+same for many streams and says of each job what came of it.
+
+Deterministic, every forward pass has the one shape that a replay has, batch size 1, in fp32, with deterministic
+algorithms and one thread: two replays are byte-equal without their timings, and a served stream is byte-equal to its
+replay. A larger shape would not do: the kernels of a batch round differently (bench/engine.py shows both, and what
+it costs). Otherwise clips of all streams go through the encoders in one batch, and their windows in one more
+(``runtime.together``).
 
 B batch (1), N position (W window clips, F_max ahead), M modality, D feature width, K label.
 """
@@ -10,8 +15,8 @@ B batch (1), N position (W window clips, F_max ahead), M modality, D feature wid
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -25,7 +30,9 @@ from imputation.imputer import Filled, Imputer
 from imputation.presence import OBSERVED
 from runtime.clip import Clip
 from runtime.config import WindowSettings
-from runtime.errors import ConfigError, DataError, UsageError
+from runtime.drafts import Draft
+from runtime.errors import ConfigError, LegatoError, UsageError
+from runtime.forward import choose_precision
 from runtime.packet import MODALITIES
 from runtime.prediction import Prediction, Timings
 from runtime.stream import FINAL, Encoded, Stream, Window, Windows, longest_gap, observed_share
@@ -66,11 +73,49 @@ class Outcome:
     fill_ms: float
 
 
+@dataclass(eq=False)
+class Job:
+    """One closed clip of a stream, or (None) the stream's end."""
+
+    stream: Stream
+    clip: Clip | None
+    shed: Collection[str] = ()  # modalities that are not encoded
+    queue_ms: float = 0.0  # how long it has waited
+
+
+@dataclass(eq=False)
+class Done:
+    """What came of a job; a stream whose job failed is over."""
+
+    job: Job
+    encoded: Encoded | None = None
+    predictions: list[Prediction] = field(default_factory=list)
+    error: LegatoError | None = None
+
+
+@dataclass
+class Served:
+    """A batch that was worked through; ``spent`` is (rows, seconds) by stage: video, audio, fill."""
+
+    done: list[Done]
+    spent: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def add(self, stage: str, rows: int, seconds: float) -> None:
+        """Count work of a stage."""
+        before = self.spent.get(stage, (0, 0.0))
+        self.spent[stage] = (before[0] + rows, before[1] + seconds)
+
+
+def always(_stream: Stream) -> bool:
+    """Nobody hung up."""
+    return True
+
+
 class Engine:
     """The models of one bundle, ready to serve.
 
     ``models`` is what ``Bundle.models`` returns. ``heads`` chooses heads by name (default: the bundle's first);
-    ``fill`` replaces the bundle's ladder.
+    ``fill`` replaces the bundle's ladder; ``precision`` is auto, fp32 or bf16 (deterministic: always fp32).
     """
 
     def __init__(
@@ -83,8 +128,11 @@ class Engine:
         threads: int = 1,
         heads: Sequence[str] = (),
         fill: Imputer | None = None,
+        precision: str = "auto",
     ) -> None:
+        self.deterministic = deterministic
         self.models, self.task, self.device = models, task, torch.device(device)
+        self.dtype = choose_precision(precision, self.device, deterministic=deterministic)
         self.encoders = {m: e for m in MODALITIES if (e := getattr(models, f"{m}_encoder")) is not None}
         if self.device.type == "cpu":
             self.encoders = {m: served(e) for m, e in self.encoders.items()}
@@ -95,15 +143,25 @@ class Engine:
         self._mean = models.standardiser.mean.float().cpu().numpy()  # (M, D)
         self._std = models.standardiser.std.float().cpu().numpy()
         no_face = getattr(self.encoders.get("video"), "no_face", None)
-        self._no_face = None if no_face is None else no_face.detach().float().cpu().numpy()
+        self.no_face = None if no_face is None else no_face.detach().float().cpu().numpy()
         self._jobs: deque[tuple[Stream, Clip | None]] = deque()
         configure(self.device, deterministic=deterministic, threads=threads)
+        self._together: Any = None  # runtime.together.Together, made when first needed
 
     def refilled(self, fill: Imputer) -> "Engine":
         """The same models with another fill: what a comparison arm runs on."""
         twin = object.__new__(Engine)
-        twin.__dict__ = {**self.__dict__, "ladder": fill, "_jobs": deque()}
+        twin.__dict__ = {**self.__dict__, "ladder": fill, "_jobs": deque(), "_together": None}
         return twin
+
+    @property
+    def together(self) -> Any:
+        """The models as they serve many streams at once."""
+        if self._together is None:
+            from runtime.together import Together
+
+            self._together = Together(self)
+        return self._together
 
     @property
     def spec(self) -> ClipSpec:
@@ -121,7 +179,9 @@ class Engine:
         for modality, encoder in self.encoders.items():
             self._forward(modality, blank(encoder.spec, self.task.clip_seconds))
         for missing in (0, 1):
-            self.classify(_blank_window(features, list(self.encoders), self.task.window, missing))
+            self.classify(blank_window(features, list(self.encoders), self.task.window, missing))
+        if not self.deterministic:
+            self.together.warm_up()
 
     def submit(self, stream: Stream, clip: Clip) -> None:
         """Queue a closed clip, or a repaired version of one."""
@@ -132,18 +192,55 @@ class Engine:
         self._jobs.append((stream, None))
 
     def run(self, trace: Callable[[Encoded], None] | None = None) -> list[Prediction]:
-        """Work through everything submitted; predictions in the order in which they fell due."""
+        """Work through everything submitted; predictions in the order in which they fell due.
+
+        Raises the first job's error; ``serve`` instead goes on with the others.
+        """
+        jobs = [Job(stream, clip) for stream, clip in self._jobs]
+        self._jobs.clear()
         out: list[Prediction] = []
-        while self._jobs:
-            stream, clip = self._jobs.popleft()
-            if clip is None:
-                out += self.conclude(stream.name, stream.windows.finish())
-                continue
-            encoded = self.encode(stream, clip)
-            if trace is not None:
-                trace(encoded)
-            out += self.conclude(stream.name, stream.windows.admit(encoded))
+        for done in self.serve(jobs, raising=True).done:
+            if done.encoded is not None and trace is not None:
+                trace(done.encoded)
+            out += done.predictions
         return out
+
+    def serve(self, jobs: Sequence[Job], alive: Callable[[Stream], bool] = always, *, raising: bool = False) -> Served:
+        """Work through jobs of many streams, each stream's in order; one result for each, in the same order.
+
+        ``alive`` is asked between the stages: what belongs to a stream that is gone is left undone, and its result is
+        empty. One stream's fault is its own (``Done.error``), unless ``raising``; after it nothing of the stream runs.
+        """
+        if not self.deterministic:
+            return self.together.serve(jobs, alive, raising=raising)
+        served, failed = Served([]), set[int]()
+        for job in jobs:
+            done = Done(job)
+            served.done.append(done)
+            if id(job.stream) in failed or not alive(job.stream):
+                continue
+            try:
+                self._alone(job, done, served)
+            except Exception as error:
+                if raising:
+                    raise
+                failed.add(id(job.stream))
+                done.error = fault(job, error)
+        return served
+
+    def _alone(self, job: Job, done: Done, served: Served) -> None:
+        """One job, at the shapes of a replay."""
+        stream, began = job.stream, time.perf_counter()
+        if job.clip is None:
+            due = stream.windows.finish()
+        else:
+            done.encoded = self.encode(stream, job.clip, job.shed, job.queue_ms)
+            rows = sum(job.clip.presence.get(m, False) and m not in job.shed for m in self.encoders)
+            served.add("encode", rows, time.perf_counter() - began)
+            due = stream.windows.admit(done.encoded)
+        began = time.perf_counter()
+        done.predictions = self.conclude(stream.name, due)
+        served.add("fill", len(due), time.perf_counter() - began)
 
     def replay(self, name: str, clips: Iterable[Encoded], settings: WindowSettings) -> list[Prediction]:
         """Predictions over clips encoded before: no second decode or encode."""
@@ -152,49 +249,22 @@ class Engine:
             out += self.conclude(name, windows.admit(encoded))
         return out + self.conclude(name, windows.finish())
 
-    def encode(self, stream: Stream, clip: Clip) -> Encoded:
+    def encode(self, stream: Stream, clip: Clip, shed: Collection[str] = (), queue_ms: float = 0.0) -> Encoded:
         """Features of a closed clip; those of a repaired one only where the repair changed something."""
         began = time.perf_counter()
-        raw = np.zeros((len(MODALITIES), self.width), np.float32)
-        state = {m: clip.state.get(m, "lost") for m in self.encoders}
-        flags = {m: tuple(clip.flags.get(m, ())) for m in self.encoders}
-        before = stream.latest.get(clip.index)
-        for modality in self.encoders:
-            place = MODALITIES.index(modality)
-            if not (clip.presence.get(modality) and getattr(clip, modality) is not None):
-                continue
-            if before is not None and before.presence[place] and before.coverage[modality] == clip.coverage[modality]:
-                raw[place], flags[modality] = before.raw[place], before.flags[modality]
-            else:
-                raw[place], more = self._feature(stream, clip, modality)
-                flags[modality] += more
-            if any(modality in self.task.content_policy.get(flag, ()) for flag in flags[modality]):
-                state[modality] = "shed"  # we chose not to believe it
-        presence = np.array([state.get(m) == OBSERVED for m in MODALITIES])
-        features = (raw - self._mean) / self._std
-        if not presence.all():
-            raw[~presence] = features[~presence] = 0
-        encoded = Encoded(
-            clip=clip.index,
-            epoch=clip.epoch,
-            version=clip.version,
-            start_seconds=float(clip.start),
-            raw=raw,
-            features=features,
-            presence=presence,
-            state=state,
-            flags=flags,
-            coverage={m: float(clip.coverage.get(m, 0.0)) for m in self.encoders},
-            wait_ms=clip.wait_ms,
-            decode_ms=clip.decode_ms,
-            encode_ms=(time.perf_counter() - began) * 1e3,
-        )
-        stream.remember(encoded)
-        return encoded
+        draft = Draft.of(stream, clip, self.encoders, self.width, shed)
+        for modality in draft.needed:
+            self._feature(draft, modality)
+        return self.finished(draft, queue_ms, (time.perf_counter() - began) * 1e3)
+
+    def finished(self, draft: Draft, queue_ms: float, encode_ms: float) -> Encoded:
+        """A draft whose features are all there."""
+        policy = self.task.content_policy
+        return draft.done(policy, self._mean, self._std, queue_ms=queue_ms, encode_ms=encode_ms)
 
     def conclude(self, stream: str, due: Iterable[Window]) -> list[Prediction]:
         """Fill, classify and put into words."""
-        return [self._prediction(stream, window, outcome) for window in due for outcome in self.classify(window)]
+        return [self.prediction(stream, window, outcome) for window in due for outcome in self.classify(window)]
 
     @torch.inference_mode()
     def classify(self, window: Window) -> list[Outcome]:
@@ -222,22 +292,29 @@ class Engine:
         probabilities, abstained = self.models.calibration[status](logits, sum(seen) / len(seen))
         return probabilities[0].tolist(), bool(abstained[0])
 
-    def _feature(self, stream: Stream, clip: Clip, modality: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    def _feature(self, draft: Draft, modality: str) -> None:
         """The raw feature (D,) of one modality, and the flags that looking at it adds."""
-        pixels, found = getattr(clip, modality), True
-        if modality == "video" and self.encoders["video"].spec.region == "face":
-            pixels, face, found = self.models.face.locate(clip, stream.face)
-            if clip.version == 0:  # a repaired clip is older than what the box has followed since
-                stream.face = face
-            if pixels is None:
-                pixels = blank(self.encoders["video"].spec, self.task.clip_seconds)
-        feature = self._no_face if not found and self._no_face is not None else self._forward(modality, pixels)
-        if not np.isfinite(feature).all():
-            raise DataError(
-                f"the {modality} encoder gave a feature that is not finite for clip {clip.index} of stream "
-                f"{stream.name!r}; check the bundle's weights with legato bundle check"
-            )
-        return feature, () if found else ("no_face",)
+        pixels, found = getattr(draft.clip, modality), True
+        if modality == "video" and self.looks_at_faces:
+            located = self.models.face.locate(draft.clip, draft.stream.face)
+            pixels, found = self.located(draft, located)
+        feature = self.no_face if not found and self.no_face is not None else self._forward(modality, pixels)
+        draft.put(modality, feature, () if found else ("no_face",))
+
+    @property
+    def looks_at_faces(self) -> bool:
+        """Whether the video encoder wants to see the face, not the frame."""
+        video = self.encoders.get("video")
+        return video is not None and getattr(video.spec, "region", "frame") == "face"
+
+    def located(self, draft: Draft, located: Any) -> tuple[np.ndarray, bool]:
+        """What the video encoder is shown of a clip whose face was looked for, and whether it was found."""
+        pixels, face, found = located
+        if draft.clip.version == 0:  # a repaired clip is older than what the box has followed since
+            draft.face = face
+        if pixels is None:
+            pixels = blank(self.encoders["video"].spec, self.task.clip_seconds)
+        return pixels, found
 
     @torch.inference_mode()
     def _forward(self, modality: str, clip: np.ndarray) -> np.ndarray:
@@ -258,10 +335,11 @@ class Engine:
         made = [torch.from_numpy(x).unsqueeze(0).to(self.device) for x in (features, presence, exists)]
         return made[0], made[1], made[2]
 
-    def _prediction(self, stream: str, window: Window, outcome: Outcome) -> Prediction:
+    def prediction(self, stream: str, window: Window, outcome: Outcome) -> Prediction:
         clips, newest = window.clips, window.clips[-1]
         best = max(range(len(outcome.probabilities)), key=outcome.probabilities.__getitem__)
         spent = (newest.wait_ms, newest.decode_ms, newest.encode_ms, outcome.fill_ms)
+        total = sum(spent) + newest.queue_ms
         return Prediction(
             stream=stream,
             epoch=window.epoch,
@@ -279,9 +357,7 @@ class Engine:
             clips=tuple(c.provenance(outcome.rung) for c in clips),
             longest_gap_ms=longest_gap(clips) * self._seconds * 1e3,
             bundle=self.task.bundle,
-            timings=Timings(
-                wait_ms=spent[0], decode_ms=spent[1], encode_ms=spent[2], fill_ms=spent[3], total_ms=sum(spent)
-            ),
+            timings=Timings(wait_ms=spent[0], decode_ms=spent[1], encode_ms=spent[2], fill_ms=spent[3], total_ms=total),
         )
 
 
@@ -299,6 +375,17 @@ def configure(device: torch.device, *, deterministic: bool, threads: int) -> Non
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def fault(job: Job, error: Exception) -> LegatoError:
+    """What a stream is told that failed, in one sentence."""
+    if isinstance(error, LegatoError):
+        return error
+    what = "its end" if job.clip is None else f"clip {job.clip.index}"
+    why = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
+    made = LegatoError(f"stream {job.stream.name!r} ended at {what} ({why}); open it again")
+    made.__cause__ = error
+    return made
 
 
 def choose_device(wanted: str) -> str:
@@ -330,7 +417,7 @@ def _choose(heads: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
     return {name: heads[name] for name in wanted or list(heads)[:1]}
 
 
-def _blank_window(features: np.ndarray, modalities: Sequence[str], width: int, missing: int) -> Window:
+def blank_window(features: np.ndarray, modalities: Sequence[str], width: int, missing: int) -> Window:
     clips = []
     for index in range(width):
         state = {m: "lost" if index < missing else OBSERVED for m in modalities}

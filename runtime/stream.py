@@ -40,7 +40,8 @@ class Encoded:
     coverage: dict[str, float]
     wait_ms: float = 0.0
     decode_ms: float = 0.0
-    encode_ms: float = 0.0
+    queue_ms: float = 0.0  # from submitting to the start of its batch
+    encode_ms: float = 0.0  # of the whole batch it was in
     _provenance: dict[str, ClipProvenance] = field(default_factory=dict, repr=False, compare=False)
 
     def provenance(self, rung: str) -> ClipProvenance:

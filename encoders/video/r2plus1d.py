@@ -25,6 +25,7 @@ from encoders.layers.steps import unit_steps
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+AROUND = 11  # pixels, side of the neighbourhood whose mean ``local_motion`` takes away
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +180,7 @@ class R2Plus1D(nn.Module):
             return ((x - mean) / std).movedim(-1, 1)  # (B, 3, T, H, W)
         mean, std = x.mean((1, 2, 3), keepdim=True), x.std((1, 2, 3), keepdim=True)
         x = (x - mean) / (std + 0.02)  # a black picture stays zero
-        x = x - avg_pool2d(x, 11, 1, 5, count_include_pad=False)
+        x = x - avg_pool2d(x, AROUND, 1, AROUND // 2, count_include_pad=False)
         change = torch.zeros_like(x)
         change[:, 1:] = x[:, 1:] - x[:, :-1]
         return torch.stack((x, 3 * change), 1)  # (B, 2, T, H, W); a talking mouth changes by about a third
