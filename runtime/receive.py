@@ -317,7 +317,7 @@ class Receiver:
         if assembler is None or not here:  # of the epoch before
             self.ledger.settle(lane.modality, "late", [packet.seq])
             return
-        mended = lane.repair(packet) if lane.repairable else []
+        mended = lane.repair(packet) if lane.repairable and packet.payload else []
         if not any(packet.seq in m.seqs for m in mended):
             assembler.late(lane.modality, at, at + lane.length_of(packet))
             self.ledger.settle(lane.modality, "late", [packet.seq])
