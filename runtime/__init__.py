@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from runtime.errors import LegatoError
     from runtime.pipeline import Pipeline
     from runtime.prediction import Prediction
+    from runtime.serve.client import Client
     from runtime.sources import open_source
 
 __version__ = "0.1.0"
-__all__ = ["Bundle", "LegatoError", "Pipeline", "Prediction", "__version__", "open_source"]
+__all__ = ["Bundle", "Client", "LegatoError", "Pipeline", "Prediction", "__version__", "open_source"]
 
 _HOMES = {
     "Bundle": "runtime.bundle",
+    "Client": "runtime.serve.client",
     "LegatoError": "runtime.errors",
     "Pipeline": "runtime.pipeline",
     "Prediction": "runtime.prediction",

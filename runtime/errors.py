@@ -8,6 +8,7 @@
     ├── BundleError         a bundle that is incomplete, altered or too new
     ├── DataError           features, labels or checkpoints that do not fit
     ├── MissingExtraError   an optional package is not installed
+    ├── ServiceError        a server that cannot be reached, refuses, or breaks its word
     └── OutputError         a result that could not be written
 
 Every message is one sentence that names the field, the value and the way out.
@@ -21,6 +22,7 @@ __all__ = [
     "MissingExtraError",
     "OutputError",
     "RecordingError",
+    "ServiceError",
     "SourceError",
     "UsageError",
 ]
@@ -42,3 +44,7 @@ class RecordingError(SourceError):
 
 class BundleError(LegatoError):
     """A bundle is incomplete, altered or of an unknown version."""
+
+
+class ServiceError(LegatoError):
+    """A server cannot be reached, refuses what is asked, or does not do what it said."""
