@@ -4,8 +4,8 @@
         for prediction in client.run(open_source("meeting.mkv")):
             print(prediction.label, prediction.confidence)
 
-It reconnects and resumes by itself (``runtime.serve.client_session``). Without TLS it speaks to this machine only, unless
-``insecure`` is said: a token and what people said must not cross a network in the open.
+It reconnects and resumes by itself (``runtime.serve.client_session``). Without TLS it speaks to this machine only,
+unless ``insecure`` is said: a token and what people said must not cross a network in the open.
 """
 
 import ipaddress
@@ -24,11 +24,12 @@ from protos import stream_pb2_grpc as services
 from runtime.errors import ServiceError, UsageError
 from runtime.prediction import Prediction
 from runtime.serve.answers import ServedBundle, bundle_from_wire
+from runtime.serve.capture import Capture
 from runtime.serve.client_session import Patience, Session, Wanted
 from runtime.serve.client_state import Progress
 from runtime.serve.refusals import Backoff, read_refusal
 from runtime.serve.sender import KEEP_BYTES, Feed, Kept, Reread
-from runtime.sources.base import LiveSource, Source
+from runtime.sources.base import Source
 
 __all__ = ["Client", "Tls"]
 
@@ -134,7 +135,7 @@ class Client:
             feed,
             wanted,
             progress or Progress(),
-            realtime=speed == "realtime" or isinstance(source, LiveSource),
+            realtime=speed == "realtime" or is_live(source),
             batch_seconds=batch_ms / 1e3,
             backoff=Backoff(self._rng),
             patience=Patience(self._patience),
@@ -188,11 +189,14 @@ def open_feed(
         return Reread(lambda: open_source(source), acknowledged)
     if callable(source):
         return Reread(source, acknowledged)
-    if isinstance(source, LiveSource):
-        from runtime.serve.capture import Capture
-
+    if is_live(source):
         return Capture(source, keep_bytes)
     return Kept(source.info, iter(source.packets()), max_bytes=keep_bytes, close=source.close)
+
+
+def is_live(source: object) -> bool:
+    """Whether a source's packets come when they come (``runtime.sources.base.LiveSource``)."""
+    return hasattr(source, "read") and hasattr(source, "ended")
 
 
 def parse_address(text: str) -> tuple[str, bool]:

@@ -41,6 +41,7 @@ QUEUE = 256  # answers read ahead of the caller
 NAME_BYTES = 256  # of the stream's name
 STORE_SECONDS = 0.5  # between two savings of the progress
 FIRST_SECONDS = 10.0  # a server that was never reached is given up sooner
+TURN = 0.2  # seconds waited at once
 SILENCE_SECONDS = 20.0  # without any answer, beyond what the server said of its reports
 
 Call = Callable[[Iterator[pb.StreamRequest]], tuple[Any, Any]]
@@ -127,7 +128,8 @@ class Session:
         self._guard = threading.Lock()
         self._labels: dict[str, tuple[str, ...]] = {}
         self._going: pb.GoingAway | None = None
-        self._saved = self._acknowledged = now()
+        self._saved = now()
+        self._blocked_since: float | None = None
         self._unsaved = False
 
     def predictions(self) -> Iterator[Prediction]:
@@ -178,7 +180,7 @@ class Session:
 
     def _listen(self, connection: "_Connection") -> Iterator[Prediction]:
         allowed = self._silence
-        while (response := connection.next(allowed)) is not None:
+        while (response := connection.next(allowed, self._check_room)) is not None:
             try:
                 prediction = self._read(response, connection)
             except ValueError as error:
@@ -191,6 +193,7 @@ class Session:
                 connection.key = _key(response.prediction)
                 self._unsaved = True
             self._account(response, connection)
+            connection.last = response.WhichOneof("response")
 
     def _read(self, response: pb.StreamResponse, connection: "_Connection") -> Prediction | None:
         """One answer; a prediction that is news is returned."""
@@ -234,15 +237,13 @@ class Session:
         """After an answer was dealt with: what it acknowledges may go, and what was stored is said."""
         if response.ack_through_seq:
             through = dict(response.ack_through_seq)
-            if self.progress.acknowledge(through):
-                self._acknowledged = self._now()
+            self.progress.acknowledge(through)
             with self._guard:
                 self._feed.acknowledge(through)
             self._unsaved = True
         if response.HasField("resume_point"):
             self.progress.point = response.resume_point.SerializeToString()
         self._report_gaps()
-        self._check_room()
         if self._unsaved and (self._stored is None or self._now() - self._saved >= STORE_SECONDS):
             self._store(connection)
 
@@ -262,7 +263,7 @@ class Session:
         if self._going is not None:
             after = max(0.0, self._going.retry_after_ms / 1e3)
             return Refusal(grpc.StatusCode.UNAVAILABLE, self._going.reason or "going away", True, after)
-        if connection.outgoing.ends_sent:
+        if connection.outgoing.ends_sent and connection.last == "stats":  # which come last of all
             self.progress.complete = True
             self._store()
             return None
@@ -272,7 +273,11 @@ class Session:
         """A server that takes everything and lets go of nothing must not fill our memory, nor stop us for ever."""
         with self._guard:
             blocked = self._feed.blocked
-        if blocked and self._now() - self._acknowledged >= self._patience.seconds:
+        if not blocked:
+            self._blocked_since = None
+            return
+        self._blocked_since = self._blocked_since or self._now()
+        if self._now() - self._blocked_since >= self._patience.seconds:
             raise ServiceError(
                 f"server {self._address} acknowledged nothing for {self._patience.seconds:.0f} s, and what is kept for "
                 "it is full; send the file by its path, which can be read again, or allow more keep_bytes"
@@ -322,22 +327,27 @@ class _Connection:
 
     def __init__(self, call: Call, outgoing: Outgoing) -> None:
         self.outgoing = outgoing
-        self.key: Any = None  # of the newest prediction that the caller has stored
+        self.key: PredictionKey | None = None  # of the newest prediction that the caller has stored
+        self.last: str | None = None  # kind of the newest answer
         self._queue: queue.Queue[Any] = queue.Queue(QUEUE)
         self._closed = threading.Event()
         self._channel, self._answers = call(iter(outgoing))
         self._thread = threading.Thread(target=self._read, name="legato-answers", daemon=True)
         self._thread.start()
 
-    def next(self, silence: float) -> pb.StreamResponse | None:
+    def next(self, silence: float, meanwhile: Callable[[], None]) -> pb.StreamResponse | None:
         """The next answer; None at the end. Raises what the call raised, TimeoutError after ``silence`` seconds."""
-        try:
-            item = self._queue.get(timeout=silence)
-        except queue.Empty:
-            raise TimeoutError(f"nothing was heard for {silence:.0f} s") from None
-        if isinstance(item, BaseException):
-            raise item
-        return item
+        turns = max(1, round(silence / TURN))
+        for _ in range(turns):
+            try:
+                item: Any = self._queue.get(timeout=min(TURN, silence))
+            except queue.Empty:
+                meanwhile()
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            return item
+        raise TimeoutError(f"nothing was heard for {silence:.0f} s")
 
     def close(self) -> None:
         """End the call and both threads."""

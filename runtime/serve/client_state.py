@@ -57,11 +57,10 @@ class Progress:
         following[clip] = prediction.revision + 1
         return prediction
 
-    def acknowledge(self, through: Mapping[str, int]) -> bool:
-        """The server's ``ack_through_seq``; whether it says more than the last."""
-        news = {m: seq for m, seq in through.items() if seq > self.acknowledged.get(m, -1)}
-        self.acknowledged.update(news)
-        return bool(news)
+    def acknowledge(self, through: Mapping[str, int]) -> None:
+        """The server's ``ack_through_seq``."""
+        for modality, seq in through.items():
+            self.acknowledged[modality] = max(seq, self.acknowledged.get(modality, -1))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -43,7 +43,7 @@ class Pace:
 
 
 class Outgoing:
-    """The messages of one connection. ``guard`` is held while the feed is touched."""
+    """The messages of one connection. ``guard`` is held while the feed is touched, ``rest`` waits (seconds)."""
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class Outgoing:
         codecs: Mapping[str, CodecConfig],
         pace: Pace,
         guard: AbstractContextManager[object],
+        rest: Callable[[float], object] | None = None,
     ) -> None:
         self.error: BaseException | None = None  # of the source
         self.ends_sent = False  # everything was said
@@ -69,6 +70,7 @@ class Outgoing:
         self._next_ack = float("-inf")
         self._closed, self._started = threading.Event(), threading.Event()
         self._inside = threading.Lock()
+        self._wait = rest or self._closed.wait
 
     def start(self) -> None:
         """The server has answered: packets may follow."""
@@ -122,7 +124,7 @@ class Outgoing:
         until = [now + TURN]
         if self._held is not None:
             until.append(max(self._next_batch, self._pace.due(self._held)))
-        self._closed.wait(max(min(until) - now, 0.001))
+        self._wait(max(min(until) - now, 0.001))
 
     def _packets(self, now: float) -> pb.StreamRequest | None:
         """What is due, as one message; a change of format goes alone."""
