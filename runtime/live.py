@@ -206,7 +206,8 @@ class Recorder:
 class LiveRun:
     """A live source through a pipeline: predictions are read in the caller's thread, which so can draw windows.
 
-    Used with ``with``. ``recorder`` is shown every item; ``clip`` every clip before it is encoded (for a window).
+    Used with ``with``. ``tap`` is shown every item that the receiver gets, ``clip`` every clip before it is encoded;
+    both in threads of the run.
     """
 
     def __init__(
@@ -214,14 +215,14 @@ class LiveRun:
         pipeline: "Pipeline",
         source: LiveSource,
         *,
-        recorder: Recorder | None = None,
+        tap: Tap | None = None,
         clip: Callable[[Clip], object] | None = None,
     ) -> None:
-        self.pipeline, self.source, self.recorder = pipeline, source, recorder
+        self.pipeline, self.source = pipeline, source
         self.stream: Stream = pipeline.open(source.info)
         self.clock = clock_of(source)
         self.tally = Tally()
-        self._clip = clip
+        self._tap, self._clip = tap, clip
         self._stop = threading.Event()
         self._done = threading.Event()
         self._said: queue.Queue[Prediction] = queue.Queue()  # as fast as the model speaks: a few in a second
@@ -235,8 +236,6 @@ class LiveRun:
     def __exit__(self, *_: object) -> None:
         self.stop()
         self._thread.join(5.0)
-        if self.recorder is not None:
-            self.recorder.close()
 
     def stop(self) -> None:
         """End the stream: the last clips close, the last predictions follow. Any thread, or a signal's handler."""
@@ -274,7 +273,7 @@ class LiveRun:
     def _work(self) -> None:
         try:
             engine = self.pipeline.engine
-            with closing(self.pipeline.clips(self.source, self.stream, stop=self._stop, tap=self.recorder)) as clips:
+            with closing(self.pipeline.clips(self.source, self.stream, stop=self._stop, tap=self._tap)) as clips:
                 for clip in clips:
                     if self._clip is not None:
                         self._clip(clip)

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
@@ -33,7 +33,10 @@ DROPPED = (FILLED, SEEN, TRUTH)  # where there is no room, in this order
 
 
 class LiveTable:
-    """Shows predictions as they come. Used with ``with``; ``truth`` gives the true label of one, where known."""
+    """Shows predictions as they come. Used with ``with``; ``truth`` gives the true label of one, where known.
+
+    ``status`` gives a line about the stream itself, shown below the table on a terminal (``runtime.live_view``).
+    """
 
     def __init__(
         self,
@@ -44,7 +47,9 @@ class LiveTable:
         modalities: Sequence[str] = ("video", "audio"),
         title: str = "",
         truth: Callable[[Prediction], str | None] | None = None,
+        status: Callable[[], Text] | None = None,
     ) -> None:
+        self.status = status
         self.console, self.window, self.modalities, self.title, self.truth = console, window, modalities, title, truth
         self._colours = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
         self._label_width = max(len(words(label)) for label in (*labels, ABSTAINED))
@@ -111,7 +116,7 @@ class LiveTable:
             cells = self._cells(prediction, bar_width)
             table.add_row(*(cells[title] for title in columns), style="" if prediction.status == FINAL else "dim")
         return Panel(
-            table,
+            table if self.status is None else Group(table, Text(), self.status()),
             title=Text(self.title, style="bold") if self.title else None,
             subtitle=legend(),
             subtitle_align="left",

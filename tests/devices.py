@@ -225,7 +225,8 @@ class VirtualMicrophone:
             f"module-pipe-source source_name=virtual file={self._pipe} format=s16le rate={RATE} channels=1",
         )
         loads = [part for module in modules for part in ("-L", module)]
-        (self.folder / "native").unlink(missing_ok=True)
+        for left in (self.folder / "native", self._pipe):
+            left.unlink(missing_ok=True)
         self._server = subprocess.Popen(
             ["pulseaudio", *arguments, *loads],
             env=os.environ | self.environment | {"PULSE_RUNTIME_PATH": str(self.folder)},
@@ -254,6 +255,7 @@ class VirtualMicrophone:
         with contextlib.suppress(OSError), os.fdopen(descriptor, "wb", buffering=0) as pipe:
             sent = round((time.monotonic() - self.start_at) * RATE)
             while not stop.is_set():
+                sent = max(sent, round((time.monotonic() - self.start_at - 0.05) * RATE))  # nobody listened: gone
                 at = self.start_at + (sent + step) / RATE  # a block can be given when its last sample has sounded
                 if (wait := at - time.monotonic()) > 0:
                     time.sleep(wait)

@@ -313,6 +313,7 @@ class DeviceSource(LivePackets):
     ) -> None:
         self.clock: Clock = clock or SystemClock()
         self.ended = False
+        self._read = False  # the stream begins when it is first read: what came before that is nobody's loss
         self._inbox = Inbox(self.clock)
         policy = policy or DevicePolicy()
         self._watches = [
@@ -334,6 +335,9 @@ class DeviceSource(LivePackets):
 
     def read(self, timeout: float) -> Packet | Decision | None:
         """The next item, waiting up to ``timeout`` seconds for it."""
+        if not self._read:
+            self._read = True
+            self._inbox.forget()
         until = time.monotonic() + timeout
         while not self.ended:
             for watch in self._watches:
@@ -397,7 +401,7 @@ def _live(feed: Feed, session: Session) -> None:
         feed.run(session)
         session.reason = session.reason or "it ended"
     except LegatoError as error:
-        session.reason = str(error)
+        session.reason = str(error).removeprefix(f"{feed.name} ")
     except Exception as error:
         session.reason = f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
     finally:

@@ -92,6 +92,12 @@ class Inbox:
                 self._ready.wait(timeout)
             return self._take()
 
+    def forget(self) -> None:
+        """Let go of the packets that lie here, uncounted: they are older than the stream."""
+        with self._ready:
+            self._items = deque(item for item in self._items if isinstance(item, Decision))
+            self._waiting.clear()
+
     def close(self) -> None:
         """Take nothing more, wake the reader; what lies here can still be read."""
         with self._ready:

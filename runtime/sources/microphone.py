@@ -26,6 +26,8 @@ from runtime.sources.device import DeviceSource, Session
 
 PACKET_SECONDS = Fraction(1, 50)
 SETTLING_SECONDS = 0.2  # of sound that is only measured: drivers start with a burst, microphones with a thump
+LONGEST_SETTLING = 5.0  # seconds of sound, until a driver with a backlog is taken as it is
+LIVELY = 0.5  # share of its length that sound must take to come; quicker, and it is a backlog
 RUNAWAY_SECONDS = 0.1  # by which stamps must be ahead of the count, block after block, to be a hole nobody reported
 RUNAWAY_BLOCKS = 25
 STAMP_AGE = 5.0  # seconds; an older stamp is none
@@ -39,23 +41,25 @@ NO_PORTAUDIO = (
 class SampleClock:
     """Places blocks of samples on the capture clock. All times in seconds on one clock, all counts in samples.
 
-    The anchor is the median over the first blocks of what their stamps say; those blocks are not delivered.
+    The anchor is the median over the first blocks that come at the pace of time, of what their stamps say; all blocks
+    up to there are not delivered.
     """
 
     def __init__(self, rate: int) -> None:
         self.rate = rate
-        self._anchors: list[float] = []
+        self._settling: deque[tuple[float, float, int]] = deque()  # anchor, when it came, samples counted until then
         self._counted = 0  # samples since the first block
         self._next: int | None = None  # where the next block is expected, samples of the capture clock
         self._ahead: deque[float] = deque(maxlen=RUNAWAY_BLOCKS)
 
-    def place(self, stamp: float, samples: int, overflow: bool = False) -> tuple[int, int] | None:
+    def place(self, stamp: float, samples: int, now: float, overflow: bool = False) -> tuple[int, int] | None:
         """Where a block begins, and how many samples before it are lost; None while the anchor is being learned.
 
-        ``stamp`` is when its first sample was captured, as far as the driver can tell.
+        ``stamp`` is when its first sample was captured, as far as the driver can tell; ``now`` when it came. Raises
+        SourceError when blocks go on coming before they can have been captured: the anchor was wrong.
         """
         if self._next is None:
-            self._learn(stamp, samples)
+            self._learn(stamp, samples, now)
             return None
         ahead = stamp - self._next / self.rate
         self._ahead.append(ahead)
@@ -64,17 +68,25 @@ class SampleClock:
             lost = max(round(ahead * self.rate), 1)
         elif len(self._ahead) == RUNAWAY_BLOCKS and min(self._ahead) > RUNAWAY_SECONDS:
             lost = round(min(self._ahead) * self.rate)
+        if len(self._ahead) == RUNAWAY_BLOCKS and max(self._ahead) < -RUNAWAY_SECONDS and self._next > now * self.rate:
+            raise SourceError("it gave sound from the future; its clock is read anew")
         if lost:
             self._ahead.clear()
         start = self._next + lost
         self._next = start + samples
         return start, lost
 
-    def _learn(self, stamp: float, samples: int) -> None:
-        self._anchors.append(stamp - self._counted / self.rate)
+    def _learn(self, stamp: float, samples: int, now: float) -> None:
+        self._settling.append((stamp - self._counted / self.rate, now, self._counted))
         self._counted += samples
-        if self._counted >= SETTLING_SECONDS * self.rate:
-            self._next = round(median(self._anchors) * self.rate) + self._counted
+        while len(self._settling) > 1 and self._counted - self._settling[1][2] >= SETTLING_SECONDS * self.rate:
+            self._settling.popleft()
+        _, came, counted = self._settling[0]
+        seconds = (self._counted - counted) / self.rate
+        patience = self._counted < LONGEST_SETTLING * self.rate
+        if seconds < SETTLING_SECONDS or (now - came < LIVELY * seconds and patience):
+            return
+        self._next = round(median(anchor for anchor, _, _ in self._settling) * self.rate) + self._counted
 
 
 class StreamTime:
@@ -168,12 +180,15 @@ class _Delivery:
             now = self._clock.now()
             seconds = frames / self._rate
             stamp = self._stream_time.stamp(times.inputBufferAdcTime, times.currentTime, now, seconds)
-            placed = self._samples.place(stamp - self._offset, frames, bool(status and status.input_overflow))
+            overflow = bool(status and status.input_overflow)
+            placed = self._samples.place(stamp - self._offset, frames, now - self._offset, overflow)
             if placed is None or frames == 0:
                 return
             start, lost = placed
             payload = bytes(data)[: frames * self._frame_bytes]
             self._session.packet("audio", payload, start, missed=-(-lost // frames), duration=frames)
+        except SourceError as error:
+            self.failure = str(error)
         except Exception as error:  # PortAudio would print a traceback and go on
             self.failure = f"its sound could not be read ({error})"
 

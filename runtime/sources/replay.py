@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from imputation.profiles import Profile
 
 RECORDING_SUFFIX = ".legato"
+CAPTURE_SUFFIXES = (".pcap", ".pcapng", ".cap")
 # What a folder's files must end with to be taken for media; anything else in it is passed over in silence.
 MEDIA_SUFFIXES = frozenset(
     f".{suffix}"
@@ -230,6 +231,10 @@ def _open(path: Path, tracks: Tracks | None, name: str | None) -> Source:
         raise SourceError(f"{path} is a folder; open_sources takes folders, open_source takes one file of it")
     if path.suffix.lower() == RECORDING_SUFFIX:
         return RecordingSource(path)
+    if path.suffix.lower() in CAPTURE_SUFFIXES:
+        from runtime.sources.pcap import CaptureSource  # late: dpkt
+
+        return CaptureSource(path, name=name)
     return FileSource(path, tracks=tracks, name=name)
 
 
