@@ -65,6 +65,10 @@ class VideoDecoder:
         """Packets that the codec refused so far."""
         return self._decoder.errors
 
+    def limit_pixels(self, pixels: int) -> None:
+        """Refuse pictures of more pixels, whatever the bitstream says; before the first packet."""
+        self._decoder.limit_pixels(pixels)
+
     def decode(self, packet: Packet, damage: "Damage | None" = None) -> list[Frame]:
         """The frames that became ready, which may be those of earlier packets."""
         return [_frame(p) for p in self._decoder.decode(packet, damage)]

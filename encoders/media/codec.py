@@ -65,6 +65,10 @@ class PacketDecoder:
         self._config = config
         self._context = _context(config, kind)
 
+    def limit_pixels(self, pixels: int) -> None:
+        """Refuse pictures of more pixels from now on; before the first packet."""
+        self._context.options = {"max_pixels": str(min(pixels, _MAX_PIXELS))}
+
     def _decode(self, packet: Any) -> list[Any]:
         """Frames that a PyAV packet (None: the end) gives; [] and a count where the codec fails."""
         try:
