@@ -1,0 +1,148 @@
+"""Intake: the half of a session that runs in the decode pool, one thread at a time: packets to closed clips.
+
+Everything that a client sent is judged here (``runtime.serve.limits``) before the receiver sees it; a bad packet is
+counted as malformed and skipped. A resume sends packets again that came before: they are recognised and left out, so
+that totals and jitter are those of an uninterrupted stream.
+"""
+
+from collections import deque
+from typing import Any
+
+from protos import stream_pb2 as pb
+from runtime.clip import Clip
+from runtime.errors import SourceError
+from runtime.observe import Observer
+from runtime.packet import CodecConfig, Decision, Packet, StreamInfo
+from runtime.serve.answers import StreamStats
+from runtime.serve.convert import MODALITY_FROM_WIRE
+from runtime.serve.fragments import Fragments
+from runtime.serve.limits import Gate, Limits
+from runtime.serve.status import exhausted, invalid
+from runtime.serve.totals import Totals
+
+__all__ = ["Intake"]
+
+REMEMBERED = 16384  # numbers of packets, by modality: minutes of video, more than a client keeps unacknowledged
+LONGEST_TAIL = 1 << 20  # packets that a client may say were lost at its end
+
+
+class Intake:
+    """Feeds one receiver. Arrivals and ``now`` are seconds on the session's clock and never go back."""
+
+    def __init__(self, receiver: Any, info: StreamInfo, limits: Limits, observer: Observer, tap: Any = None) -> None:
+        self.receiver, self.tap = receiver, tap
+        self.cpu = 0.0  # seconds spent here
+        self.finished = False
+        self._limits = limits
+        self._gate = Gate(info.codecs, limits)
+        self._fragments = Fragments()
+        self._totals = Totals(receiver, observer)
+        self._codecs: dict[str, CodecConfig] = dict(info.codecs)
+        self._ended: set[str] = set()
+        self._recent: dict[str, deque[int]] = {m: deque(maxlen=REMEMBERED) for m in info.codecs}
+        self._again: dict[str, set[int]] = {}  # numbers that will be sent once more
+
+    def packet(self, wire: pb.Packet, arrival: float) -> list[Clip]:
+        """One packet, as it was read."""
+        modality = MODALITY_FROM_WIRE.get(wire.modality)
+        if modality is None or modality not in self._codecs:
+            self.receiver.ledger[next(iter(self._codecs))].malformed()
+            return []
+        if wire.seq in self._again.get(modality, ()) or self.finished:
+            return []  # it came before
+        self._recent[modality].append(wire.seq)
+        packet = self._read(wire, modality, arrival)
+        if packet is None:
+            return []
+        if self.tap is not None:
+            self.tap.packet(packet)
+        clips: list[Clip] = self.receiver.push(packet, arrival)
+        return clips
+
+    def _read(self, wire: pb.Packet, modality: str, arrival: float) -> Packet | None:
+        """What may go to the receiver: None for a bad packet, which is counted, and for a part of a frame."""
+        try:
+            whole = self._fragments.push(wire, modality)
+        except ValueError:
+            self.receiver.ledger[modality].malformed()
+            return None
+        if whole is None:
+            return None
+        packet = None if modality in self._ended else self._gate.packet(whole, arrival)
+        if packet is None:
+            self.receiver.ledger[modality].malformed()
+        return packet
+
+    def change(self, modality: str, codec: CodecConfig, arrival: float) -> list[Clip]:
+        """What follows is coded otherwise. Raises Refused where it cannot be decoded."""
+        if codec == self._codecs[modality] or self.finished:
+            return []
+        decision = Decision(kind="format_change", modality=modality, arrival=arrival, codec=codec)
+        try:
+            clips: list[Clip] = self.receiver.push(decision, arrival)
+        except SourceError as error:
+            raise invalid("codec", str(error)) from None
+        self._codecs[modality] = codec
+        self._gate.change(modality, codec)
+        self.decided(decision)
+        return clips
+
+    def end(self, modality: str, last_seq: int | None) -> list[Clip]:
+        """No packet of a modality follows; ``last_seq`` was the last that was sent."""
+        if modality not in self._ended:
+            self._ended.add(modality)
+            newest = max(self._recent[modality], default=None)
+            if last_seq is not None and newest is not None and 0 < last_seq - newest <= LONGEST_TAIL:
+                self.receiver.ledger[modality].lose(last_seq - newest)
+        return self.finish() if self._ended >= set(self._codecs) else []
+
+    def finish(self) -> list[Clip]:
+        """Nothing follows at all."""
+        self.finished = True
+        clips: list[Clip] = self.receiver.finish()
+        return clips
+
+    def advance(self, now: float) -> list[Clip]:
+        """Nothing came until ``now``."""
+        clips: list[Clip] = [] if self.finished else self.receiver.advance(now)
+        return clips
+
+    def rewind(self) -> list[Clip]:
+        """A client came back and will send again what was not acknowledged."""
+        torn = self._fragments.forget()
+        self._again = {m: set(numbers) - torn.get(m, set()) for m, numbers in self._recent.items()}
+        return []
+
+    def decided(self, decision: Decision) -> None:
+        """Keep a decision in the recording, where there is one."""
+        if self.tap is not None:
+            self.tap.decision(decision)
+
+    def stats(self) -> StreamStats:
+        """Totals so far."""
+        return self._totals.read()
+
+    def needed(self, clip: Clip) -> dict[str, int]:
+        """By modality, the newest packet that a fresh receiver would not need for this clip and those after it."""
+        found = {}
+        for modality in self._codecs:
+            seq = self.receiver.needed(modality, clip.start, clip.epoch)
+            if seq is not None and seq >= 0:
+                found[modality] = self._fragments.through(modality, seq)
+        return found
+
+    def received(self) -> list[tuple[str, int]]:
+        """The newest packet of each modality."""
+        return [(m, max(numbers)) for m, numbers in self._recent.items() if numbers]
+
+    def check_budget(self) -> None:
+        """Raises Refused once decoding took more than this stream's share."""
+        limits = self._limits
+        if self.cpu > limits.decode_burst + limits.decode_share * self._gate.media_seconds:
+            raise exhausted(
+                f"decoding took {self.cpu:.1f} s for {self._gate.media_seconds:.1f} s of media; send a smaller "
+                "picture, fewer of them, or a cheaper codec",
+                "decode_budget",
+                None,
+            )
+

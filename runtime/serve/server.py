@@ -1,0 +1,342 @@
+"""Server: bundles, models, sessions, ports and their ends, put together.
+
+    server = Server(ServeConfig(bundles=("talk",), listen="127.0.0.1:0"))
+    port = await server.start()      # models are warm, health says SERVING
+    await server.drain()             # NOT_SERVING, GoingAway to every stream, then the grace
+    await server.stop()
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from protos import stream_pb2 as pb
+from protos import stream_pb2_grpc as rpc
+from runtime import logs
+from runtime.clock import Clock, SystemClock
+from runtime.errors import ConfigError, UsageError
+from runtime.observe import Metrics, Observer
+from runtime.serve.auth import Address, Gatekeeper, TlsFiles, TokenFile, check_exposure
+from runtime.serve.offer import Offer
+from runtime.serve.service import Service
+from runtime.serve.servicer import Guard, Servicer
+from runtime.serve.session import Settings
+from runtime.serve.web import READY, Health, Web
+
+__all__ = ["ServeConfig", "Server", "load_offers"]
+
+log = logs.of(__name__)
+
+TICK = 0.01  # seconds between two looks at the clock: what a clip's closing may be late by
+SERVICE = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+MESSAGE_BYTES = 16 << 20  # a raw 4096x2304 yuv420p picture takes 13.5 MiB
+SPARE_CALLS = 64  # beyond streams: health, descriptions, reflection, and streams that are being refused
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """All of a server's settings. Times in seconds."""
+
+    bundles: tuple[str, ...] = ("talk",)  # names or folders; the first is the default
+    listen: str = "127.0.0.1:50051"
+    tls: TlsFiles | None = None
+    tokens: Path | None = None
+    insecure: bool = False  # said aloud: in the clear beyond this machine
+    max_streams: int = 64
+    metrics: str = ""  # HOST:PORT of /metrics and /healthz; empty: none
+    record: Path | None = None  # folder for recordings of those who consent
+    record_limits: Mapping[str, float] = field(default_factory=dict)  # max_bytes, max_age, per_stream_bytes
+    preset: str = "interactive"
+    settings: tuple[str, ...] = ()  # section.name=value, as in runtime.config
+    device: str = "auto"
+    deterministic: bool = False
+    grace: float = 10.0  # between GoingAway and the end
+    config_timeout: float = 10.0
+    keep_seconds: float = 30.0  # that a stream without a connection is kept
+    decode_threads: int = 0  # 0: as many as there are cores, four at most
+    stream: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        if not self.bundles:
+            raise UsageError("--bundle names no bundle; a server needs at least one")
+        if self.max_streams < 1:
+            raise UsageError(f"--max-streams is {self.max_streams}; use 1 or more")
+        if not 0 <= self.grace < float("inf"):
+            raise UsageError(f"--grace is {self.grace}; use 0 or more seconds")
+
+
+class Server:
+    """A gRPC server in the running event loop. ``offers`` replaces the bundles of the config, for tests."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        *,
+        offers: Mapping[str, Offer] | None = None,
+        observer: Observer | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.config = config
+        self.observer = observer or (Metrics() if config.metrics else Observer())
+        self.address = Address.parse(config.listen)
+        self.port = 0
+        self.offers: dict[str, Offer] = {}
+        self.service: Service | None = None
+        self._given, self._clock = offers, clock or SystemClock()
+        self._tokens = TokenFile(config.tokens) if config.tokens is not None else None
+        check_exposure(self.address, config.tls, tokens=self._tokens is not None, insecure=config.insecure)
+        if config.tls is not None:
+            config.tls.check()
+        self._server: Any = None
+        self._health = health.aio.HealthServicer()
+        self._web: Web | None = None
+        self._keeper: Any = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._ticker: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Load and warm the models, then listen; the port (0 for a socket in the file system).
+
+        Raises:
+            LegatoError: a bundle, a file or an address that cannot be used.
+        """
+        config = self.config
+        self._pool = ThreadPoolExecutor(
+            config.decode_threads or min(4, os.cpu_count() or 1), thread_name_prefix="legato-decode"
+        )
+        try:
+            if config.record is not None:
+                self._keeper = _keeper(config, self.observer)
+            self.offers = await self._load()
+            self.service = self._service()
+            await self._listen(self.service)
+        except BaseException:
+            await self.stop()
+            raise
+        self._ticker = asyncio.create_task(self._tick(self.service))
+        for name in (*self.offers, "", SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        log.info("serving", address=self.where, bundles=list(self.offers))
+        return self.port
+
+    async def drain(self) -> None:
+        """Stop in order: health first, then every stream is told and finishes what was read, as long as grace lasts."""
+        await self._health.enter_graceful_shutdown()
+        if self.service is None:
+            return
+        log.info("draining", streams=self.service.streams, grace=self.config.grace)
+        self.service.drain()
+        try:
+            async with asyncio.timeout(self.config.grace):
+                while self.service.streams:
+                    await asyncio.sleep(TICK)
+        except TimeoutError:
+            log.warning("the grace is over", streams=self.service.streams)
+        self.service.cut()
+
+    async def stop(self) -> None:
+        """End everything now; again is harmless."""
+        await self._health.enter_graceful_shutdown()
+        if self.service is not None:
+            self.service.cut()
+        if self._server is not None:
+            server, self._server = self._server, None
+            await server.stop(1.0)
+        if self._ticker is not None:
+            self._ticker.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._ticker
+            self._ticker = None
+        if self._web is not None:
+            await self._web.close()
+        await asyncio.to_thread(self._end)
+
+    @property
+    def where(self) -> str:
+        """The address that clients use."""
+        host = f"[{self.address.host}]" if ":" in self.address.host else self.address.host
+        return f"{host}:{self.port}" if host else self.address.text
+
+    @property
+    def metrics_port(self) -> int:
+        """Of /metrics and /healthz; 0: none."""
+        return 0 if self._web is None else self._web.port
+
+    async def _load(self) -> dict[str, Offer]:
+        if self._given is not None:
+            return dict(self._given)
+        return await asyncio.to_thread(load_offers, self.config, self._clock, self.observer)
+
+    def _service(self) -> Service:
+        config = self.config
+        assert self._pool is not None
+        return Service(
+            self.offers,
+            self._pool,
+            settings=config.stream,
+            max_streams=config.max_streams,
+            config_timeout=config.config_timeout,
+            keep_seconds=config.keep_seconds,
+            clock=self._clock,
+            observer=self.observer,
+            keeper=self._keeper,
+        )
+
+    async def _listen(self, service: Service) -> None:
+        gatekeeper = Gatekeeper(
+            self._tokens, certificates=self.config.tls is not None and self.config.tls.client_ca is not None
+        )
+        self._server = grpc.aio.server(
+            interceptors=(Guard(gatekeeper, self.observer.rejected),),
+            options=channel_options(),
+            maximum_concurrent_rpcs=self.config.max_streams + SPARE_CALLS,
+        )
+        rpc.add_InferenceServiceServicer_to_server(Servicer(service), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        self.port = self._bind()
+        await self._server.start()
+        if self.config.metrics:
+            place = Address.parse(self.config.metrics, "--metrics")
+            if isinstance(self.observer, Metrics):
+                self._web = Web(self.observer, self._state, host=place.host, port=place.port)
+                await self._web.start()
+
+    def _bind(self) -> int:
+        try:
+            if self.config.tls is None:
+                port = self._server.add_insecure_port(self.address.text)
+            else:
+                port = self._server.add_secure_port(self.address.text, credentials(self.config.tls))
+        except RuntimeError:
+            port = 0
+        if not port and self.address.host:
+            raise ConfigError(f"--listen {self.address.text} cannot be had; choose another port, or 0 for any")
+        return port if self.address.host else 0
+
+    def _state(self) -> Health:
+        """For /healthz."""
+        if self.service is None:
+            return Health("starting")
+        if self.service.draining:
+            return Health("draining", "the server stops")
+        waiting = [name for name, offer in self.offers.items() if not offer.dispatcher.ready]
+        return Health("starting", f"bundle {waiting[0]} is not ready") if waiting else Health(READY)
+
+    async def _tick(self, service: Service) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            service.tick()
+
+    def _end(self) -> None:
+        """What may block."""
+        if self._given is None:
+            for offer in self.offers.values():
+                offer.dispatcher.stop()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        if self._keeper is not None:
+            self._keeper.close()
+
+
+def load_offers(config: ServeConfig, clock: Clock, observer: Observer) -> dict[str, Offer]:
+    """The bundles of a config, their models warm. Raises LegatoError where one cannot be served."""
+    from runtime.bundle import Bundle
+    from runtime.dispatch import Dispatcher
+    from runtime.pipeline import Pipeline
+    from runtime.serve.answers import bundle_to_wire
+
+    offers: dict[str, Offer] = {}
+    for wanted in config.bundles:
+        bundle = Bundle.load(wanted)
+        name, heads = bundle.manifest.name, tuple(bundle.manifest.heads)
+        if name in offers:
+            raise UsageError(f"--bundle {wanted}: a bundle called {name} is served already; leave one of them out")
+        pipeline = Pipeline.from_bundle(
+            bundle,
+            device=config.device,
+            preset=config.preset,
+            heads=heads,
+            overrides=(f"engine.deterministic={str(config.deterministic).lower()}", *config.settings),
+        )
+        dispatcher = Dispatcher(pipeline.engine, clock=clock, observer=observer)
+        dispatcher.start()
+        offers[name] = Offer(
+            name=name,
+            heads=heads,
+            lookahead=bundle.manifest.lookahead,
+            description=bundle_to_wire(bundle),
+            config=pipeline.config,
+            spec=pipeline.engine.spec,
+            dispatcher=dispatcher,
+            face=pipeline.engine.initial_face,
+        )
+    return offers
+
+
+def channel_options() -> list[tuple[str, int]]:
+    """How gRPC treats connections. See https://grpc.github.io/grpc/core/group__grpc__arg__keys.html."""
+    return [
+        # One message holds at most one large raw picture; 100 MB are refused before they are read to the end.
+        ("grpc.max_receive_message_length", MESSAGE_BYTES),
+        ("grpc.max_send_message_length", 1 << 20),  # answers have some kB; more is a mistake of ours
+        ("grpc.max_metadata_size", 16 << 10),  # a token has 50 bytes
+        # A phone that left its network says nothing: ask after 20 s, give up 10 s later, and keep the stream's state.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),  # clients may hold a connection for the next stream
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # a client that pings more often is a nuisance
+        ("grpc.http2.max_ping_strikes", 2),
+        ("grpc.max_connection_idle_ms", 300_000),  # a connection without a call for five minutes is let go
+        ("grpc.server_handshake_timeout_ms", 10_000),  # TLS and settings, a byte a second or not
+        ("grpc.max_concurrent_streams", 128),  # calls on one connection
+        # A fixed window: what one client can make us hold. 1 MiB carries 80 Mbit/s over 100 ms.
+        ("grpc.http2.lookahead_bytes", 1 << 20),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.so_reuseport", 0),  # a second server on the port is an error, not half of the clients
+    ]
+
+
+def credentials(files: TlsFiles) -> Any:
+    """TLS whose certificate may be renewed while the server runs: new handshakes use what the files hold then."""
+    seen = {"stamp": files.stamp()}
+
+    def configuration() -> Any:
+        key, chain, authority = files.read()
+        return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=authority)
+
+    def renewed() -> Any:
+        try:
+            stamp = files.stamp()
+            if stamp == seen["stamp"]:
+                return None
+            files.check()
+            fresh = configuration()
+        except (OSError, ConfigError) as error:
+            log.warning("renewed certificate not used", why=str(error))
+            return None
+        seen["stamp"] = stamp
+        log.info("certificate renewed")
+        return fresh
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(), renewed, require_client_authentication=files.client_ca is not None
+    )
+
+
+def _keeper(config: ServeConfig, observer: Observer) -> Any:
+    from runtime.keep import Keeper
+
+    assert config.record is not None
+    limits: dict[str, Any] = dict(config.record_limits)
+    return Keeper(config.record, observer=observer, **limits)
+
