@@ -13,7 +13,6 @@ from protos import stream_pb2 as pb
 from runtime.annexb import to_annexb
 from runtime.errors import SourceError
 from runtime.packet import MODALITIES, CodecConfig, Decision, Packet
-from runtime.pipeline import arrival
 from runtime.serve.answers import PredictionKey, key_to_wire
 from runtime.serve.convert import build, codec_to_wire, modality_to_wire, packet_to_wire
 from runtime.serve.sender import Feed, Item
@@ -36,7 +35,7 @@ class Pace:
         """Seconds on the clock; anything that has passed is due at once."""
         if not self.realtime:
             return float("-inf")
-        at = arrival(item)
+        at = item.decode_seconds if item.arrival is None else item.arrival
         if self._start is None:
             self._start = self.now() - at
         return self._start + at
