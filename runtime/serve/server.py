@@ -250,6 +250,7 @@ class Server:
 
 def load_offers(config: ServeConfig, clock: Clock, observer: Observer) -> dict[str, Offer]:
     """The bundles of a config, their models warm. Raises LegatoError where one cannot be served."""
+    from runtime.batches import BatchPolicy
     from runtime.bundle import Bundle
     from runtime.dispatch import Dispatcher
     from runtime.pipeline import Pipeline
@@ -268,7 +269,8 @@ def load_offers(config: ServeConfig, clock: Clock, observer: Observer) -> dict[s
             heads=heads,
             overrides=(f"engine.deterministic={str(config.deterministic).lower()}", *config.settings),
         )
-        dispatcher = Dispatcher(pipeline.engine, clock=clock, observer=observer)
+        policy = BatchPolicy(shed=not config.deterministic)
+        dispatcher = Dispatcher(pipeline.engine, clock=clock, policy=policy, observer=observer)
         dispatcher.start()
         offers[name] = Offer(
             name=name,

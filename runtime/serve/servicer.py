@@ -13,7 +13,7 @@ import grpc
 
 from protos import stream_pb2 as pb
 from protos import stream_pb2_grpc as rpc
-from runtime import logs
+from runtime import logs, spans
 from runtime.serve.auth import LOCAL, Caller, Gatekeeper
 from runtime.serve.service import Service
 from runtime.serve.session import Session
@@ -55,7 +55,11 @@ class Servicer(rpc.InferenceServiceServicer):
             with service.admitted():
                 config = await _config(context, service.config_timeout)
                 session, started = await service.open(config, caller)
-                with logs.context(stream=session.ident, caller=caller.name):
+                traceparent = dict(context.invocation_metadata() or ()).get("traceparent", "")
+                with (
+                    logs.context(stream=session.ident, caller=caller.name),
+                    spans.span("stream", str(traceparent), stream=session.ident),
+                ):
                     await self._serve(session, started, context)
         except Refused as refused:
             service.observer.rejected(refused.reason)

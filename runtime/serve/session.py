@@ -455,7 +455,9 @@ class Session:
                 self._say(prediction, now)
         if answer.encoded is not None:
             self._in_flight = max(0, self._in_flight - 1)
-            ack = self._progress.answered(answer.encoded.clip, answer.encoded.epoch)
+            ack = None
+            if not answer.encoded.version:
+                ack = self._progress.answered(answer.encoded.clip, answer.encoded.epoch)
             if ack is not None:
                 self.outbox.progress(ack)
         if answer.last:
@@ -468,9 +470,6 @@ class Session:
         self.outbox.put("final" if final else "provisional", response, key, now)
         if final:
             self._finals += 1
-            for modality, rung in prediction.clips[-1].rung.items() if prediction.clips else ():
-                if prediction.clips[-1].state.get(modality) != "observed":
-                    self.observer.concealed(modality, rung)
 
     def sent(self, clip: int, since: float) -> None:
         """A prediction about ``clip`` that was ready at ``since`` has left."""
