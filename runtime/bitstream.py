@@ -13,7 +13,7 @@ from runtime.packet import CodecConfig
 from runtime.picture import Bits, Picture
 from runtime.slots import Av1Headers, parse_vp9
 
-__all__ = ["picture_parser"]
+__all__ = ["guarded", "picture_parser"]
 
 
 Parser = Callable[[bytes], tuple[Picture, ...]]
@@ -35,15 +35,19 @@ def picture_parser(config: CodecConfig) -> Parser | None:
     maker = makers.get(config.codec)
     if maker is None:
         return None
-    parse = maker(config)
+    return guarded(maker(config))
 
-    def guarded(payload: bytes) -> tuple[Picture, ...]:
+
+def guarded(parse: Parser) -> Parser:
+    """The same parser, but a header that cannot be read gives no picture."""
+
+    def parse_anything(payload: bytes) -> tuple[Picture, ...]:
         try:
             return parse(payload)
         except (IndexError, ValueError, OverflowError):
             return ()
 
-    return guarded
+    return parse_anything
 
 
 # -------------------------------------------------------------------------------------------------------------- H.265

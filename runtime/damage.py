@@ -1,33 +1,28 @@
-"""Which frames a loss spoils, until when: in decode order for video, in time for audio.
+"""Which pictures a loss spoils, until when, in decode order; sound is in ``runtime.sound_damage``.
 
 Decoders conceal what they miss and hardly ever say so, so damage is followed here: what was lost (gaps in the sequence
 numbers, or steps of the decode time in a container), what depends on it (headers, ``runtime.references``), and what
 the decoder did report. Truth in the tests: mean absolute luma error above 0.5 grey levels, or the frame is missing.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
-from runtime.bitstream import picture_parser
+from runtime.bitstream import guarded, picture_parser
+from runtime.h264 import H264Headers
 from runtime.h264_references import H264References
 from runtime.packet import CodecConfig, Gap, Packet
 from runtime.picture import Picture
 from runtime.references import Alone, Anchors, Chain, References, Slots
+from runtime.sound_damage import AudioDamage
+from runtime.steps import StepRule
+from runtime.verdict import CORRUPT_SEVERITY, INTACT, Damage
 
-__all__ = [
-    "INTACT",
-    "AudioDamage",
-    "Damage",
-    "StepRule",
-    "VideoDamage",
-    "spoiled_bytes",
-    "spoiled_frames",
-]
+__all__ = ["INTACT", "AudioDamage", "Damage", "StepRule", "VideoDamage"]
 
 EVENTS = 48  # packets whose verdict may still be revised; decoders hold back 16 pictures at most, threads aside
-CORRUPT_SEVERITY = 0.5  # of a picture whose own bytes are wrong, its references being right
+PUT_OFF = 300  # pictures judged at a glance, until which references are followed at last: a group, nearly always
 # FFmpeg calls intact pictures of these corrupt, not the same ones in every process; errors it raises still count.
 UNRELIABLE_FLAGS = frozenset({"mpeg4"})
 HEALING = 0.97  # what is left of a severity after one more picture: its intra blocks repair the rest
@@ -75,69 +70,6 @@ INTRA_ONLY = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """The verdict on one packet or frame.
-
-    ``reason``: ``lost`` (it is a gap), ``corrupt`` (its own bytes are wrong), ``reference`` (it is decoded from a
-    wrong picture). ``severity`` is an estimate, 0 (not visible) to 1 (nothing of the picture is right).
-    """
-
-    damaged: bool = False
-    reason: str = ""
-    severity: float = 0.0
-
-
-INTACT = Damage()
-
-
-class StepRule:
-    """Finds lost packets where no sequence numbers tell: a decode-time step larger than 1.5 times the running median.
-
-    Only where steps vary by less than 5 %; with a variable frame rate it says nothing and ``unknown`` is True.
-    """
-
-    def __init__(self, window: int = 48, least: int = 6) -> None:
-        self._steps: deque[int] = deque()
-        self._counts: Counter[int] = Counter()  # the same steps; only few differ, which keeps each packet cheap
-        self._window, self._least = window, least
-        self._last: int | None = None
-        self.unknown = True
-
-    def lost_before(self, decode_time: int) -> int:
-        """How many packets are missing between the last one and this one; ticks."""
-        last, self._last = self._last, decode_time
-        if last is None or decode_time <= last:
-            return 0
-        step = decode_time - last
-        middle = self._median() if len(self._steps) >= self._least else 0
-        self._note(step)
-        if len(self._counts) == 1 and step == middle:  # every step is the same
-            self.unknown = False
-            return 0
-        steady = sum(n for s, n in self._counts.items() if _near(s, middle)) if middle else 0
-        self.unknown = steady * 4 < len(self._steps) * 3 or not middle
-        return 0 if self.unknown or step <= 1.5 * middle else max(0, round(step / middle) - 1)
-
-    def _note(self, step: int) -> None:
-        self._steps.append(step)
-        self._counts[step] += 1
-        if len(self._steps) > self._window:
-            old = self._steps.popleft()
-            self._counts[old] -= 1
-            if not self._counts[old]:
-                del self._counts[old]
-
-    def _median(self) -> float:
-        return next(iter(self._counts)) if len(self._counts) == 1 else median(self._steps)
-
-
-def _near(step: int, middle: float) -> bool:
-    """A whole multiple of the median, within 5 % or the rounding of one tick: a steady rate with holes is steady."""
-    times = max(1, round(step / middle))
-    return times <= 16 and abs(step - times * middle) <= max(0.05 * middle, 1)
-
-
 def references_for(codec: str) -> References:
     """The state a decoder of this codec starts with; nothing has come, so nothing is wrong."""
     if codec in INTRA_ONLY:
@@ -158,11 +90,13 @@ class _Event:
     lost: int
     pictures: tuple[Picture, ...]
     before: References
-    severity_before: float
+    severity_before: float = 0.0
     damage: Damage = INTACT
     corrupt: bool = False
     out: bool = False  # its frame has left the decoder, or there will be none
     swallowed: bool = False  # a later frame came out first
+    unit: bytes = b""  # judged at a glance: the start of its slice, which is read when its pictures are asked for
+    reset: bool = False  # judged at a glance: an IDR picture
 
 
 class VideoDamage:
@@ -175,8 +109,12 @@ class VideoDamage:
     """
 
     def __init__(self, config: CodecConfig, *, sequence_numbers: bool = True) -> None:
-        self._parse = picture_parser(config)
+        self._headers = H264Headers(config.extradata) if config.codec == "h264" else None
+        self._parse = picture_parser(config) if self._headers is None else guarded(self._headers.parse)
         self._references = references_for(config.codec)
+        self._whole = False  # nothing is wrong, lost or doubtful: pictures may be judged at a glance
+        self._frame_num = 0  # of the last reference picture, while that is so
+        self._put_off: list[_Event] = []  # judged so; ``_references`` is the state before them
         self._steps = None if sequence_numbers else StepRule()
         self._events: deque[_Event] = deque(maxlen=EVENTS)
         self._inside: list[_Event] = []  # of these, packets whose frame has not come out
@@ -204,6 +142,9 @@ class VideoDamage:
             missing = self._steps.lost_before(item.capture_time if item.decode_time is None else item.decode_time)
             if missing:
                 self._lose(missing)
+        if self._whole and self._passes(item):
+            return INTACT
+        self._work_off()
         pictures = self._pictures(item)
         if not self._events and pictures and self._in_open_group(pictures[0]):
             self._joined = item.capture_time
@@ -211,9 +152,72 @@ class VideoDamage:
         event.out = bool(item.skip) or not _gives_a_frame(pictures)
         self._judge(event)
         self._append(event)
-        self._learn_sizes(item, pictures)
+        independent = pictures[0].independent if len(pictures) == 1 else any(p.independent for p in pictures)
+        self._learn_size(independent, len(item.payload))
+        self._whole = self._is_whole()
         self.entry = self._entry(item.seq, pictures[0]) if pictures else None
         return event.damage
+
+    def _passes(self, packet: Packet) -> bool:
+        """Judge a packet at a glance, if that is enough: an H.264 picture to which nothing happened.
+
+        The state is whole and the frame number shows no gap, so the references would say that it is intact
+        (tests/test_glance.py). They are stepped over it only when something does happen: ``_work_off``.
+        """
+        assert self._headers is not None
+        leads = self._joined is not None and packet.capture_time < self._joined
+        if leads or packet.corrupt or self._refreshing:
+            return False
+        glance = self._headers.glance(packet.payload)
+        if glance is None:
+            return False
+        if not glance.reset and (glance.frame_num - self._frame_num) % glance.max_frame_num > 1:
+            return False
+        if not glance.disposable:
+            self._frame_num = glance.frame_num
+        event = _Event(packet.seq, packet.capture_time, 0, (), self._references)
+        event.unit, event.reset, event.out = glance.unit, glance.reset, packet.skip > 0
+        if glance.reset or len(self._put_off) >= PUT_OFF:
+            self._forget_groups()
+        self._put_off.append(event)
+        self._append(event)
+        self._learn_size(glance.independent, len(packet.payload))
+        self.entry = packet.seq if glance.reset else None
+        return True
+
+    def _is_whole(self) -> bool:
+        """Whether the next picture may be judged at a glance."""
+        state = self._references
+        if self._headers is None or not isinstance(state, H264References) or state.broken or self._severity:
+            return False
+        chain = state.chain
+        self._frame_num = chain.last_reference or 0
+        doubt = chain.lost or chain.refresh_left is not None or chain.clean_from is not None
+        return not doubt and chain.last_reference is not None
+
+    def _forget_groups(self) -> None:
+        """Pictures put off matter no more once an IDR picture came so long ago that nothing before it is judged again.
+
+        Of them the references only keep the pace of the clock, which the first group tells.
+        """
+        clock = self._references.chain if isinstance(self._references, H264References) else None
+        if len(self._put_off) >= PUT_OFF or (clock is not None and clock.clock is not None and clock.pace is None):
+            self._work_off()
+        for place in range(len(self._put_off) - EVENTS, 0, -1):
+            if self._put_off[place].reset:
+                del self._put_off[:place]
+                return
+
+    def _work_off(self) -> None:
+        """Follow the references over every picture that was judged at a glance."""
+        if not self._put_off:
+            return
+        put_off, self._put_off = self._put_off, []
+        assert self._headers is not None
+        for event in put_off:
+            event.pictures = (self._headers.slice(event.unit, None),)
+            event.before, event.severity_before = self._references, self._severity
+            self._judge(event)
 
     def decode_error(self, seq: int | None = None) -> Damage:
         """The decoder could not decode the packet pushed last, or packet ``seq``; the new verdict on it."""
@@ -229,6 +233,13 @@ class VideoDamage:
     def frame_flag(self, seq: int, *, corrupt: bool = False) -> Damage:
         """The frame of packet ``seq`` left the decoder, which says whether it is ``corrupt``; the verdict on it."""
         corrupt = corrupt and self._flags_count
+        for event in self._inside:
+            if event.seq == seq and not corrupt and not event.swallowed:
+                event.out = True
+                self._inside.remove(event)
+                if self._inside and self._times_order:
+                    self._find_swallowed(event.time)
+                return event.damage
         place = self._place(seq)
         if place is None:
             return Damage(True, "corrupt", CORRUPT_SEVERITY) if corrupt else INTACT
@@ -300,6 +311,8 @@ class VideoDamage:
         return self._refreshed_after(picture) is not None
 
     def _lose(self, count: int) -> Damage:
+        self._work_off()
+        self._whole = False
         event = _Event(None, 0, count, (), self._references, self._severity, Damage(True, "lost", 1.0), out=True)
         self._judge(event)
         self._append(event)
@@ -347,11 +360,13 @@ class VideoDamage:
 
     def _judge_again(self, first: int) -> None:
         """Something new is known of event ``first``: judge it and all later ones again."""
+        self._work_off()
         events = list(self._events)[first:]
         self._references, self._severity = events[0].before, events[0].severity_before
         for event in events:
             event.before, event.severity_before = self._references, self._severity
             self._judge(event)
+        self._whole = self._is_whole()
 
     def _share(self) -> float:
         """How much of a picture one lost packet carries: inter pictures against independent ones, by bytes."""
@@ -359,151 +374,10 @@ class VideoDamage:
             return 0.25
         return min(1.0, self._sizes[False] / self._sizes[True])
 
-    def _learn_sizes(self, packet: Packet, pictures: Sequence[Picture]) -> None:
-        independent = pictures[0].independent if len(pictures) == 1 else any(p.independent for p in pictures)
-        size = len(packet.payload)
-        before = self._sizes.get(independent, float(size))
+    def _learn_size(self, independent: bool, size: int) -> None:
+        before = self._sizes.get(independent, size)
         self._sizes[independent] = before + (size - before) / 8
 
 
 def _gives_a_frame(pictures: Sequence[Picture]) -> bool:
     return True in [p.shown and not p.field for p in pictures]  # a generator would cost twice as much
-
-
-# How long a hole is heard after it, by codec: frames whose decoding overlaps or predicts from what was lost.
-SPOILED_FRAMES = {
-    "aac": 1,
-    "aac_latm": 1,
-    "ac3": 1,
-    "eac3": 1,
-    "mp2": 1,
-    "mp1": 1,
-    "vorbis": 1,
-    "wmav1": 1,
-    "wmav2": 1,
-    "mp3": 1,  # counted from the first frame whose main_data_begin is covered
-    "amr_nb": 4,
-    "amr_wb": 4,
-    "speex": 4,
-}
-SPOILED_SECONDS = {"opus": 0.08}
-SAMPLE_CODECS = ("pcm_", "flac", "alac", "adpcm_ima_wav", "adpcm_ms", "wavpack", "tta")  # each packet stands alone
-DTX_CODECS = frozenset({"opus", "speex", "amr_nb", "amr_wb", "g723_1", "g729"})  # silent where time steps
-HE_AAC_FRAMES = 2
-MP3_RESERVOIR = 511  # bytes; main_data_begin has nine bits
-
-
-class AudioDamage:
-    """Which audio packets are missing or spoiled by a hole before them; packets and gaps in order.
-
-    PCM, FLAC and ALAC are never spoiled by a neighbour; AAC-LC, Vorbis, AC-3 and MP2 for one frame, HE-AAC for two,
-    MP3 until the bit reservoir is full again and one frame more, Opus for 80 ms. In a container without sequence
-    numbers a step of the capture time is a hole, unless the codec falls silent on purpose (DTX).
-    """
-
-    def __init__(self, config: CodecConfig, *, sequence_numbers: bool = True) -> None:
-        self._codec = config.codec
-        self._frames = spoiled_frames(config)
-        self._seconds = SPOILED_SECONDS.get(config.codec, 0.0)
-        self._by_time = not sequence_numbers and config.codec not in DTX_CODECS
-        self._left = 0  # spoiled frames still to come
-        self._until: float | None = None  # seconds; None = not known before the next packet
-        self._hole = False  # the next packet is the first after a hole
-        self._end: int | None = None  # ticks where the last packet ended
-        self._reservoir: int | None = None  # MP3: bytes of main data at hand since the last hole; None = enough
-        self.errors = 0
-
-    def push(self, item: Packet | Gap) -> Damage:
-        """The verdict on the next packet or gap."""
-        if isinstance(item, Gap):
-            self._hole = True
-            return Damage(True, "lost", 1.0)
-        if self._by_time and self._end is not None and item.duration:
-            self._hole |= item.capture_time - self._end > item.duration // 2
-        self._end = item.capture_time + item.duration if item.duration else None
-        if self._hole:
-            self._begin_again(item)
-        spoiled = self._spoils(item)
-        if item.corrupt:
-            self._hole = True
-            return Damage(True, "corrupt", CORRUPT_SEVERITY)
-        return Damage(True, "reference", CORRUPT_SEVERITY) if spoiled else INTACT
-
-    def decode_error(self) -> Damage:
-        """The decoder refused the packet pushed last."""
-        self.errors += 1
-        self._hole = True
-        return Damage(True, "corrupt", 1.0)
-
-    def _begin_again(self, packet: Packet) -> None:
-        self._hole = False
-        self._left = self._frames
-        self._until = packet.seconds + self._seconds if self._seconds else None
-        self._reservoir = 0 if self._codec == "mp3" else None
-
-    def _spoils(self, packet: Packet) -> bool:
-        if self._reservoir is not None and not self._fill_reservoir(packet.payload):
-            return True
-        if self._left:
-            self._left -= 1
-            return True
-        if self._until is not None and packet.seconds < self._until - 1e-6:
-            return True
-        self._until = None
-        return False
-
-    def _fill_reservoir(self, payload: bytes) -> bool:
-        """True if the MP3 frame finds all of its main data in what came since the hole."""
-        found = _mp3_main_data(payload)
-        if found is None:
-            return False
-        assert self._reservoir is not None
-        begin, size = found
-        covered = begin <= self._reservoir
-        self._reservoir = min(self._reservoir + size, MP3_RESERVOIR)
-        if covered:
-            self._reservoir = None
-        return covered
-
-
-def spoiled_bytes(config: CodecConfig) -> int:
-    """How many bytes of payload a frame may lean on besides its own."""
-    return MP3_RESERVOIR if config.codec == "mp3" else 0
-
-
-def spoiled_frames(config: CodecConfig) -> int:
-    """How many frames after a hole are not right, where a codec counts in frames."""
-    if config.codec.startswith(SAMPLE_CODECS):
-        return 0
-    if config.codec in SPOILED_SECONDS:
-        return 0
-    if config.codec == "aac" and _is_he_aac(config):
-        return HE_AAC_FRAMES
-    return SPOILED_FRAMES.get(config.codec, 1)
-
-
-def _is_he_aac(config: CodecConfig) -> bool:
-    """Spectral band replication, by AudioSpecificConfig (ISO/IEC 14496-3, 1.6.2.1) or by a doubled sample rate."""
-    data = config.extradata
-    if len(data) < 2:
-        return False
-    if data[0] >> 3 in (5, 29):  # SBR, parametric stereo
-        return True
-    rates = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
-    index = (data[0] & 7) << 1 | data[1] >> 7
-    doubled = index < len(rates) and config.sample_rate == 2 * rates[index]
-    # the sync word 0x2b7 and object type 5 of a trailing extension, then whether SBR is there
-    return doubled or (data[2:4] == b"\x56\xe5" and len(data) > 4 and data[4] & 0x80 != 0)
-
-
-def _mp3_main_data(payload: bytes) -> tuple[int, int] | None:
-    """(main_data_begin, bytes of main data in this frame) of an MPEG audio layer III frame (ISO/IEC 11172-3)."""
-    if len(payload) < 8 or payload[0] != 0xFF or payload[1] & 0xE6 != 0xE2:
-        return None
-    mpeg1 = payload[1] >> 3 & 3 == 3
-    checked = not payload[1] & 1
-    mono = payload[3] >> 6 == 3
-    side = (17 if mono else 32) if mpeg1 else (9 if mono else 17)
-    at = 4 + 2 * checked
-    begin = payload[at] << 1 | payload[at + 1] >> 7 if mpeg1 else payload[at]
-    return begin, max(0, len(payload) - at - side)

@@ -12,8 +12,8 @@ from bisect import bisect_right
 from collections import deque
 
 from encoders.clips import FLICKS, AudioSpec, VideoSpec
-from runtime.damage import spoiled_bytes, spoiled_frames
 from runtime.packet import CodecConfig
+from runtime.sound_damage import spoiled_bytes, spoiled_frames
 
 __all__ = ["Entries"]
 

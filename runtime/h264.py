@@ -6,16 +6,18 @@ follows damage through them.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from functools import lru_cache
+from typing import NamedTuple, cast
 
-from runtime.nal import RECOVERY_POINT, nal_units, sei_messages, unescape
+from runtime.nal import HEADER_BYTES, RECOVERY_POINT, first_unit, nal_units, sei_messages, unescape
 from runtime.picture import Bits, Lists, Picture
 
-__all__ = ["H264Headers"]
+__all__ = ["Glance", "H264Headers"]
 
 HIGH_PROFILES = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135}
 PARAMETER_BYTES = 4096  # of a parameter set; scaling lists make it longer than a slice header
 MOST_REFERENCES = 32  # fields of 16 frames
+GLANCE_BYTES = 12  # after the unit's type, in which a slice header tells its order of presentation at the latest
 KINDS = "PBIPI"  # of slice_type modulo 5; SP counts as P, SI as I
 
 
@@ -46,12 +48,24 @@ class _PictureSet:
     redundant: bool
 
 
+class Glance(NamedTuple):
+    """What the first bits of an access unit tell: enough to see that nothing is missing before it."""
+
+    frame_num: int
+    max_frame_num: int
+    reset: bool  # IDR
+    disposable: bool
+    independent: bool
+    unit: bytes  # the start of the slice, for ``H264Headers.slice``
+
+
 class H264Headers:
     """Parameter sets seen so far, and the pictures of access units."""
 
     def __init__(self, extradata: bytes) -> None:
         self._sequences: dict[int, _Sequence] = {}
         self._sets: dict[int, _PictureSet] = {}
+        self._known_bits: dict[int, int | None] = {}  # by picture parameter set, for ``glance``
         self._length_size = 0
         if extradata[:1] == b"\1" and len(extradata) >= 7:
             self._length_size = (extradata[4] & 3) + 1
@@ -67,7 +81,7 @@ class H264Headers:
         for unit in nal_units(payload, self._length_size):
             kind = unit[0] & 31
             if kind in (1, 2, 5):  # slice, partition A, IDR slice
-                return (self._slice(unit, recovery),)
+                return (self.slice(unit, recovery),)
             if kind == 6:
                 for message, body in sei_messages(unescape(unit[1:])):
                     recovery = Bits(body).ue() if message == RECOVERY_POINT else recovery
@@ -75,9 +89,40 @@ class H264Headers:
                 self._learn(unit)
         return ()
 
+    def glance(self, payload: bytes) -> Glance | None:
+        """The same in a tenth of the time for an access unit that begins with a slice, as nearly all do; else None.
+
+        Of a frame, with nothing in front of it and its parameter sets known; what it tells is what ``parse`` tells.
+        """
+        unit = first_unit(payload, self._length_size, HEADER_BYTES + 1)
+        if len(unit) <= GLANCE_BYTES or unit[0] & 31 not in (1, 5):
+            return None
+        value = int.from_bytes(unit[1 : GLANCE_BYTES + 1], "big")
+        beginning = _beginning(value >> 8 * GLANCE_BYTES - 16)
+        if beginning is None or b"\0\0\3" in unit[1 : GLANCE_BYTES + 1]:
+            return None
+        slice_type, number, length = beginning
+        if (bits := self._frame_num_bits(number)) is None:
+            return None
+        largest = (1 << bits) - 1
+        frame_num = value >> 8 * GLANCE_BYTES - length - bits & largest
+        independent = slice_type in (7, 9)
+        return Glance(frame_num, largest + 1, unit[0] & 31 == 5, unit[0] & 96 == 0, independent, unit)
+
+    def _frame_num_bits(self, number: int) -> int | None:
+        """How long the frame number is that follows a reference to picture parameter set ``number``."""
+        if number not in self._known_bits:
+            picture_set = self._sets.get(number)
+            sequence = None if picture_set is None else self._sequences.get(picture_set.sequence)
+            plain = sequence is not None and sequence.frames_only and not sequence.separate_planes
+            plain = plain and sequence is not None and not sequence.gaps_allowed
+            self._known_bits[number] = sequence.frame_num_bits if plain and sequence is not None else None
+        return self._known_bits[number]
+
     def _learn(self, unit: bytes) -> None:
         """Take in a parameter set; a broken one is passed over, as a decoder does."""
         kind = unit[0] & 31
+        self._known_bits.clear()
         try:
             if kind == 8:
                 number, picture_set = _picture_set(Bits(unescape(unit[1:])))
@@ -88,7 +133,8 @@ class H264Headers:
         except IndexError:
             pass
 
-    def _slice(self, unit: bytes, recovery: int | None) -> Picture:
+    def slice(self, unit: bytes, recovery: int | None) -> Picture:
+        """The picture that a slice belongs to, ``recovery`` being what a message before it said."""
         idr, disposable = unit[0] & 31 == 5, unit[0] >> 5 & 3 == 0
         bits = Bits(unescape(unit[1:]))
         bits.ue()  # first_mb_in_slice
@@ -125,6 +171,17 @@ class H264Headers:
             references=sequence.references,
             lists=lists,
         )
+
+
+@lru_cache(maxsize=4096)
+def _beginning(bits: int) -> tuple[int, int, int] | None:
+    """Slice type, parameter set, and the bits that they took, of the first 16 of a picture; None of a later slice."""
+    reader = Bits(bits.to_bytes(2, "big"))
+    try:
+        first, slice_type, number = reader.ue(), reader.ue(), reader.ue()
+    except IndexError:
+        return None
+    return None if first or slice_type > 9 else (slice_type, number, 16 - reader.left)
 
 
 def _lists(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-__all__ = ["RECOVERY_POINT", "nal_units", "sei_messages", "unescape"]
+__all__ = ["HEADER_BYTES", "RECOVERY_POINT", "first_unit", "nal_units", "sei_messages", "unescape"]
 
 HEADER_BYTES = 160  # of a NAL unit that is unescaped; a slice header with weights for 4 references takes 80
 RECOVERY_POINT = 6  # SEI payload type
@@ -20,6 +20,20 @@ def nal_units(payload: bytes, length_size: int) -> Iterator[bytes]:
         if unit:
             yield unit
         start = end
+
+
+def first_unit(payload: bytes, length_size: int, most: int) -> bytes:
+    """The first unit that ``nal_units`` would give, at most so many bytes of it; b"" where that takes a search."""
+    if length_size:
+        size = int.from_bytes(payload[:length_size], "big")
+        whole = length_size + size == len(payload) or _lengths_add_up(payload, length_size)
+        return payload[length_size : length_size + min(size, most)] if whole else b""
+    start = 4 if payload.startswith(b"\0\0\0\1") else 3 if payload.startswith(b"\0\0\1") else 0
+    if not start:
+        return b""
+    unit = payload[start : start + most + 2]
+    end = unit.find(b"\0\0\1")
+    return unit[:most] if end < 0 else unit[:end]
 
 
 def _lengths_add_up(payload: bytes, length_size: int) -> bool:

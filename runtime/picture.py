@@ -53,6 +53,11 @@ class Bits:
         self._value = int.from_bytes(data, "big")
         self._left = len(data) * 8
 
+    @property
+    def left(self) -> int:
+        """Bits not read yet."""
+        return self._left
+
     def u(self, n: int) -> int:
         if n > self._left:
             raise IndexError("header ends early")
