@@ -1,0 +1,112 @@
+"""Tickets: jobs in line for the models, the policy they wait under, and how batches would follow one another; pure."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from runtime.errors import ConfigError
+
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPolicy:
+    """How batches form and what gives when they cannot keep up; times in seconds. Raises ConfigError."""
+
+    max_batch: int = 32  # clips
+    max_wait_seconds: float = 0.02  # that a clip with time to spare waits for company
+    per_stream: int = 16  # clips of one stream that wait with their content
+    max_bytes: int = 512 << 20  # of content that waits in all
+    max_line: int = 512  # jobs of one stream
+    shed: bool = True
+    shed_order: tuple[str, ...] = ("video", "audio")  # video is the dearer one
+    shed_share: float = 0.4  # of a window's clips, at most
+    hold_seconds: float = 1.0  # without an excess, before the bar is the deadline itself again
+    calm: float = 0.8  # of the time from submitting to deadline that shedding aims at once it has begun
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "per_stream", "max_line", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; a batch policy needs 1 or more")
+        for name in ("max_wait_seconds", "hold_seconds"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} is {getattr(self, name)}; use seconds, 0 or more")
+        for name in ("shed_share", "calm"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; use a share from 0 to 1")
+
+
+class Load(NamedTuple):
+    """What a batch asks of the device, in rows."""
+
+    video: int = 0
+    audio: int = 0
+    windows: int = 0
+
+    def plus(self, ticket: "Ticket") -> "Load":
+        """With one job more."""
+        needs = [m for m in ticket.needs if m not in ticket.shed]
+        return Load(self.video + ("video" in needs), self.audio + ("audio" in needs), self.windows + ticket.windows)
+
+
+Cost = Callable[[Load], float]  # predicted seconds; grows with every part of the load
+
+
+@dataclass(eq=False, kw_only=True)
+class Ticket:
+    """A job in line. ``needs`` are the modalities that would be encoded, ``size`` the bytes that wait with it."""
+
+    stream: Any  # an id that can be compared and hashed
+    clip: int | None  # None: the stream's end
+    deadline: float
+    submitted: float
+    epoch: int = 0
+    version: int = 0
+    needs: tuple[str, ...] = ()
+    windows: int = 1  # that it will make due
+    size: int = 0
+    payload: Any = None
+    shed: tuple[str, ...] = ()  # of ``needs``: what is not encoded
+
+
+class Shed(NamedTuple):
+    """A modality of a clip that is not encoded, and why: load, overflow."""
+
+    ticket: Ticket
+    modality: str
+    reason: str
+
+
+Bar = Callable[[Ticket], float]  # by when a job must be done
+
+
+def load_of(tickets: Iterable[Ticket]) -> Load:
+    """What a batch of these asks for."""
+    load = Load()
+    for ticket in tickets:
+        load = load.plus(ticket)
+    return load
+
+
+def fit(tickets: Sequence[Ticket], start: int, now: float, cost: Cost, most: int, bar: Bar) -> tuple[int, float]:
+    """(end, completion) of the largest batch from ``start`` on that keeps every bar in it; at least one job."""
+    end, done = start, now
+    load, first = Load(), float("inf")
+    while end < len(tickets) and end - start < most:
+        load, first = load.plus(tickets[end]), min(first, bar(tickets[end]))
+        then = now + cost(load)
+        if end > start and then > first:
+            break
+        end, done = end + 1, then
+    return end, done
+
+
+def first_miss(tickets: Sequence[Ticket], now: float, cost: Cost, most: int, bar: Bar) -> int | None:
+    """The last job of the first batch that misses a bar when all leave in batches, one after the other."""
+    at = 0
+    while at < len(tickets):
+        end, done = fit(tickets, at, now, cost, most, bar)
+        if done > min(bar(t) for t in tickets[at:end]) + _ROUNDING:
+            return end - 1
+        at, now = end, done
+    return None
