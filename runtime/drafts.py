@@ -46,10 +46,12 @@ class Draft:
         )
         before = stream.latest.get(clip.index)
         for modality in modalities:
-            if not (clip.presence.get(modality) and getattr(clip, modality) is not None):
+            if not clip.presence.get(modality):
                 continue
             if modality in shed:  # as a replay of the recording will see it: a clip that was never looked at
                 state[modality], draft.flags[modality] = "shed", ()
+            elif getattr(clip, modality) is None:
+                continue
             elif before is not None and _kept(before, clip, modality):
                 draft.raw[MODALITIES.index(modality)] = before.raw[MODALITIES.index(modality)]
                 draft.flags[modality] = before.flags[modality]

@@ -230,13 +230,11 @@ class Engine:
 
     def _alone(self, job: Job, done: Done, served: Served) -> None:
         """One job, at the shapes of a replay."""
-        stream, began = job.stream, time.perf_counter()
+        stream = job.stream
         if job.clip is None:
             due = stream.windows.finish()
         else:
-            done.encoded = self.encode(stream, job.clip, job.shed, job.queue_ms)
-            rows = sum(job.clip.presence.get(m, False) and m not in job.shed for m in self.encoders)
-            served.add("encode", rows, time.perf_counter() - began)
+            done.encoded = self.encode(stream, job.clip, job.shed, job.queue_ms, served)
             due = stream.windows.admit(done.encoded)
         began = time.perf_counter()
         done.predictions = self.conclude(stream.name, due)
@@ -249,13 +247,24 @@ class Engine:
             out += self.conclude(name, windows.admit(encoded))
         return out + self.conclude(name, windows.finish())
 
-    def encode(self, stream: Stream, clip: Clip, shed: Collection[str] = (), queue_ms: float = 0.0) -> Encoded:
+    def encode(
+        self,
+        stream: Stream,
+        clip: Clip,
+        shed: Collection[str] = (),
+        queue_ms: float = 0.0,
+        served: Served | None = None,
+    ) -> Encoded:
         """Features of a closed clip; those of a repaired one only where the repair changed something."""
-        began = time.perf_counter()
+        start = began = time.perf_counter()
         draft = Draft.of(stream, clip, self.encoders, self.width, shed)
         for modality in draft.needed:
             self._feature(draft, modality)
-        return self.finished(draft, queue_ms, (time.perf_counter() - began) * 1e3)
+            if served is not None:
+                now = time.perf_counter()
+                served.add(modality, 1, now - began)
+                began = now
+        return self.finished(draft, queue_ms, (time.perf_counter() - start) * 1e3)
 
     def finished(self, draft: Draft, queue_ms: float, encode_ms: float) -> Encoded:
         """A draft whose features are all there."""

@@ -103,6 +103,10 @@ class Windows:
         del self._closed[: -(self.settings.clips + self.settings.lookahead)]
         return due + self._closing(encoded.clip)
 
+    def recent(self, clips: int) -> list[Encoded]:
+        """The newest closed clips of this epoch, at most so many."""
+        return self._closed[-clips:] if clips else []
+
     def finish(self) -> list[Window]:
         """The stream or epoch ended: every pending window becomes final, and the window is empty."""
         due = [self._due(clip, FINAL) for clip in list(self._revisions)]
