@@ -127,8 +127,11 @@ class DeviceState:
     lives: int = 0  # how often it was opened
 
 
+Launch = Callable[[Feed, Session], object]
+
+
 class Watch:
-    """Watches over one device. ``launch`` runs a session; the default is a thread."""
+    """Watches over one device. ``launch`` gives a session its life, by default in a thread."""
 
     def __init__(
         self,
@@ -138,7 +141,7 @@ class Watch:
         policy: DevicePolicy,
         *,
         seed: int | None = None,
-        launch: Callable[[Callable[[], None]], object] | None = None,
+        launch: "Launch | None" = None,
     ) -> None:
         self.feed, self.policy = feed, policy
         self.state, self.reason = OPENING, ""
@@ -146,7 +149,7 @@ class Watch:
         self.failed = False  # a try has failed since it was live last
         self.lives = 0
         self._inbox, self._clock = inbox, clock
-        self._launch = launch or self._thread
+        self._launch = launch or in_a_thread
         self._backoff = Backoff(policy, seed)
         self._session: Session | None = None
         self._given_up: list[Session] = []
@@ -216,10 +219,7 @@ class Watch:
         self._began = now
         session = self._session = Session(self._clock, self._inbox, self._opened)
         session._deliver = self._packet
-        self._launch(lambda: _live(self.feed, session))
-
-    def _thread(self, life: Callable[[], None]) -> None:
-        threading.Thread(target=life, name=f"legato-{self.feed.name}"[:40], daemon=True).start()
+        self._launch(self.feed, session)
 
     def _opened(self, session: Session, codecs: Mapping[str, CodecConfig]) -> None:
         """In the feed's thread. What was announced otherwise is a format change, before its first packet."""
@@ -309,7 +309,7 @@ class DeviceSource(LivePackets):
         policy: DevicePolicy | None = None,
         required: Sequence[str] = (),
         seed: int | None = None,
-        launch: Callable[[Callable[[], None]], object] | None = None,
+        launch: "Launch | None" = None,
     ) -> None:
         self.clock: Clock = clock or SystemClock()
         self.ended = False
@@ -393,6 +393,11 @@ def in_words(codec: CodecConfig) -> str:
         return f"{codec.codec} {codec.sample_rate} Hz, {codec.channels} channel{'' if codec.channels == 1 else 's'}"
     size = f" {codec.width}x{codec.height}" if codec.width else ""
     return f"{codec.codec}{size}"
+
+
+def in_a_thread(feed: Feed, session: Session) -> None:
+    """Give a session its life; the program does not wait for it to end."""
+    threading.Thread(target=_live, args=(feed, session), name=f"legato-{feed.name}"[:40], daemon=True).start()
 
 
 def _live(feed: Feed, session: Session) -> None:

@@ -27,7 +27,7 @@ from runtime.sources.device import DeviceSource, Session
 PACKET_SECONDS = Fraction(1, 50)
 SETTLING_SECONDS = 0.2  # of sound that is only measured: drivers start with a burst, microphones with a thump
 LONGEST_SETTLING = 5.0  # seconds of sound, until a driver with a backlog is taken as it is
-LIVELY = 0.5  # share of its length that sound must take to come; quicker, and it is a backlog
+LIVELY = 0.75  # share of its length that sound must take to come; quicker, and it is a backlog
 RUNAWAY_SECONDS = 0.1  # by which stamps must be ahead of the count, block after block, to be a hole nobody reported
 RUNAWAY_BLOCKS = 25
 STAMP_AGE = 5.0  # seconds; an older stamp is none
@@ -86,7 +86,8 @@ class SampleClock:
         patience = self._counted < LONGEST_SETTLING * self.rate
         if seconds < SETTLING_SECONDS or (now - came < LIVELY * seconds and patience):
             return
-        self._next = round(median(anchor for anchor, _, _ in self._settling) * self.rate) + self._counted
+        newest = list(self._settling)[len(self._settling) // 2 :]  # what a backlog left behind is in the older half
+        self._next = round(median(anchor for anchor, _, _ in newest) * self.rate) + self._counted
 
 
 class StreamTime:
@@ -197,10 +198,17 @@ class Microphone(DeviceSource):
     """One microphone as a live source; see ``MicrophoneFeed`` and ``DeviceSource`` for what may be said."""
 
     def __init__(
-        self, microphone: int | str | None = None, *, clock: Clock | None = None, audio: Any = None, **options: Any
+        self,
+        microphone: int | str | None = None,
+        *,
+        clock: Clock | None = None,
+        offset_ms: float = 0.0,
+        audio: Any = None,
+        **options: Any,
     ) -> None:
         clock = clock or SystemClock()
-        super().__init__([MicrophoneFeed(microphone, clock=clock, audio=audio)], clock=clock, **options)
+        feed = MicrophoneFeed(microphone, clock=clock, offset_ms=offset_ms, audio=audio)
+        super().__init__([feed], clock=clock, **options)
 
 
 class PortAudio:
@@ -322,7 +330,7 @@ def _format(library: Any, chosen: Input) -> tuple[int, int, str]:
                     return rate, channels, kind
                 except library.PortAudioError as problem:
                     error = error or problem
-    raise SourceError(f"microphone {chosen.number} ({chosen.name}) cannot be opened: {plain(error)}")
+    raise SourceError(f"input {chosen.number} ({chosen.name}) cannot be opened: {plain(error)}")
 
 
 def plain(error: Exception | None) -> str:
