@@ -18,6 +18,7 @@ HIGH_PROFILES = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135}
 PARAMETER_BYTES = 4096  # of a parameter set; scaling lists make it longer than a slice header
 MOST_REFERENCES = 32  # fields of 16 frames
 GLANCE_BYTES = 12  # after the unit's type, in which a slice header tells its order of presentation at the latest
+GLANCE_REST = 16 + 33  # bits after the frame number until then: the order, and which IDR picture it is
 KINDS = "PBIPI"  # of slice_type modulo 5; SP counts as P, SI as I
 
 
@@ -95,19 +96,19 @@ class H264Headers:
         Of a frame, with nothing in front of it and its parameter sets known; what it tells is what ``parse`` tells.
         """
         unit = first_unit(payload, self._length_size, HEADER_BYTES + 1)
-        if len(unit) <= GLANCE_BYTES or unit[0] & 31 not in (1, 5):
+        first = unit[1 : GLANCE_BYTES + 1]
+        if len(first) < 2 or unit[0] & 31 not in (1, 5) or b"\0\0\3" in first:
             return None
-        value = int.from_bytes(unit[1 : GLANCE_BYTES + 1], "big")
-        beginning = _beginning(value >> 8 * GLANCE_BYTES - 16)
-        if beginning is None or b"\0\0\3" in unit[1 : GLANCE_BYTES + 1]:
+        beginning = _beginning(first[0] << 8 | first[1])
+        if beginning is None or (bits := self._frame_num_bits(beginning[1])) is None:
             return None
-        slice_type, number, length = beginning
-        if (bits := self._frame_num_bits(number)) is None:
+        slice_type, _, length = beginning
+        reset, left = unit[0] & 31 == 5, 8 * len(first) - length - bits
+        if left < (GLANCE_REST if reset else 16):
             return None
         largest = (1 << bits) - 1
-        frame_num = value >> 8 * GLANCE_BYTES - length - bits & largest
-        independent = slice_type in (7, 9)
-        return Glance(frame_num, largest + 1, unit[0] & 31 == 5, unit[0] & 96 == 0, independent, unit)
+        frame_num = int.from_bytes(first, "big") >> left & largest
+        return Glance(frame_num, largest + 1, reset, unit[0] & 96 == 0, slice_type in (7, 9), unit)
 
     def _frame_num_bits(self, number: int) -> int | None:
         """How long the frame number is that follows a reference to picture parameter set ``number``."""
