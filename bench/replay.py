@@ -113,12 +113,13 @@ def best(pipeline: Pipeline, media: Path, loss: str, seed: int, repeats: int) ->
     return max((run(pipeline, media, loss, seed) for _ in range(repeats)), key=lambda r: r["times_real_time_one_core"])
 
 
-def make_media(folder: Path, seed: int) -> tuple[Path, str]:
-    """A minute of 320x240 H.264 and AAC, and what it shows."""
+def make_media(folder: Path, seed: int, **options: str) -> tuple[Path, str]:
+    """A minute of 320x240 H.264 and AAC, and what it shows; ``options`` go to the encoder."""
     data = os.environ.get("LEGATO_DATA")
     clips = sorted(Path(data, "grid-av", "clips").glob("s2*/*.mp4")) if data else []
     frames, samples = _sentences(clips) if clips else _shapes(seed)
-    video = VideoTrack(frames=frames, rate=RATE, options={"preset": "veryfast", "crf": "23", "threads": "1"}, gop=50)
+    options = {"preset": "veryfast", "crf": "23", "threads": "1", **options}
+    video = VideoTrack(frames=frames, rate=RATE, options=options, gop=50)
     path = write_media(folder / "minute.mp4", [video, AudioTrack(samples=samples)])
     return path, "GRID sentences, scaled" if clips else "moving shapes"
 

@@ -1,0 +1,89 @@
+"""The page and the plot of bench.serve."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def stage_table(result: Mapping[str, Any]) -> list[str]:
+    stages = {**result["stages_ms"], "clip's end to answer sent": result["end_to_end_ms"]}
+    lines = ["| stage | p50 ms | p99 ms |", "|---|---|---|"]
+    lines += [f"| {name} | {found.get('p50')} | {found.get('p99')} |" for name, found in stages.items()]
+    seen = result["latency_ms"]
+    return [*lines, f"| **clip sent to prediction received** | **{seen['p50']}** | **{seen['p99']}** |"]
+
+
+def trial_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    head = "| streams | p50 ms | p99 ms | missed | shed | clips a batch | server cores | client cores | right |"
+    lines = [head, "|---" * 9 + "|"]
+    for row in sorted(rows, key=lambda row: row["streams"]):
+        right = "" if row["accuracy"] is None else f"{row['accuracy']:.3f}"
+        batch = "" if row["clips_per_batch"] is None else f"{row['clips_per_batch']:.1f}"
+        lines.append(
+            f"| {row['streams']} | {row['latency_ms']['p50']} | {row['latency_ms']['p99']} | {row['miss_share']:.1%} "
+            f"| {row['shed_share']:.1%} | {batch} | {row['server_cores']:.2f} | {row['client_cores']:.2f} | {right} |"
+        )
+    return lines
+
+
+def page(found: Mapping[str, Any], options: argparse.Namespace, shown: str, device: str) -> list[str]:
+    """The page of results."""
+    lines = [f"# Serving: bundle `{options.bundle}`, {shown}, on {device}", ""]
+    lines += [
+        f"Live: packets of {options.batch_ms:g} ms in one message, {options.seconds:g} s a trial, the first 5 s (or a",
+        "quarter) not counted. Latency is from the message that completes a clip to the first prediction of its",
+        "window, as the client sees it; stages are the server's own histograms. Server and clients share the cores;",
+        "what the clients took is told beside.",
+        "",
+    ]
+    if "streams" in found:
+        lines += [f"## {found['streams']['streams']} streams", "", *stage_table(found["streams"]), ""]
+        lines += [*trial_table([found["streams"]]), ""]
+        answer = "yes" if options.holds else "no"
+        lines += [f"All in real time (p99 at most {options.limit_ms:g} ms, nothing shed): **{answer}**.", ""]
+    if "most" in found:
+        lines += [f"## The most that hold: {found['most']}", "", *trial_table(found["trials"]), ""]
+    if "loop" in found:
+        loop = found["loop"]
+        lines += [
+            "## A plain loop",
+            "",
+            "Batch 1, one stream after the other, no network, as fast as it can:",
+            f"{loop['held_by_one_process']:.0f} streams in one process, {loop['held_by_every_core']:.0f} if every core",
+            "ran one and did nothing else.",
+            "",
+        ]
+    if "load" in found:
+        lines += ["## Overload", "", "The bundled demo, whose truth is known.", "", *trial_table(found["load"]), ""]
+        lines += [f"![accuracy and latency against streams]({options.name}.png)", ""]
+    return lines
+
+
+def plot(rows: Sequence[Mapping[str, Any]], path: Path, limit: float) -> None:
+    """What is right and what is shed against load, and the latency below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (above, below) = plt.subplots(2, sharex=True, figsize=(7.2, 5.4), dpi=150)
+    at = [row["streams"] for row in rows]
+    shares = {
+        "accuracy": "predictions that are right",
+        "shed_share": "clips shed (video or audio)",
+        "miss_share": f"answers later than {limit:.0f} ms",
+    }
+    for key, label in shares.items():
+        above.plot(at, [row[key] for row in rows], marker="o", markersize=3, label=label)
+    above.set(ylim=(0, 1), ylabel="share", title="Overload: quality gives way, latency does not")
+    above.legend(fontsize=8, frameon=False)
+    for quantile in ("p50", "p99"):
+        below.plot(at, [row["latency_ms"][quantile] for row in rows], marker="o", markersize=3, label=quantile)
+    below.axhline(limit, color="0.6", linewidth=0.8, linestyle=":")
+    below.set(yscale="log", xlabel="streams at once", ylabel="clip complete to prediction, ms")
+    below.legend(fontsize=8, frameon=False)
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
