@@ -76,12 +76,14 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path, limit: float) -> None:
     }
     for key, label in shares.items():
         above.plot(at, [row[key] for row in rows], marker="o", markersize=3, label=label)
-    above.set(ylim=(0, 1), ylabel="share", title="Overload: quality gives way, latency does not")
+    above.set(ylim=(0, 1), ylabel="share", title="From half to three times the streams that hold")
     above.legend(fontsize=8, frameon=False)
     for quantile in ("p50", "p99"):
         below.plot(at, [row["latency_ms"][quantile] for row in rows], marker="o", markersize=3, label=quantile)
     below.axhline(limit, color="0.6", linewidth=0.8, linestyle=":")
     below.set(yscale="log", xlabel="streams at once", ylabel="clip complete to prediction, ms")
+    below.yaxis.set_major_formatter("{x:g}")
+    below.yaxis.set_minor_formatter("{x:g}")
     below.legend(fontsize=8, frameon=False)
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
