@@ -199,7 +199,8 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
         shares = [f"{100 * r[key]:.1f} %" for key in SHARES]
         lines.append(
             f"| {r['coding']} | {r['link']} | {100 * r['lost']:.1f} % | {r['damaged']} of {r['frames']} | "
-            f"{' | '.join(shares)} | {r['exact_false_alarms']} | {r['sound_lost']}, {r['sound_found']} | {'' if r['passes'] else '**fails**'} |"
+            f"{' | '.join(shares)} | {r['exact_false_alarms']} | {r['sound_lost']}, {r['sound_found']} | "
+            f"{'' if r['passes'] else '**fails**'} |"
         )
     return lines
 

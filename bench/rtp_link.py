@@ -235,10 +235,10 @@ def namespaces(coding: Coding, seconds: float, percent: int, *, speed: float = 4
             _run(*f"ip -n {name} addr add {host}/24 dev {device}".split())
             _run(*f"ip -n {name} link set {device} up".split())
         rules = (
-            "table inet legato { chain input { type filter hook input priority 0; "
-            f"udp dport {PORTS[0]}-{PORTS[1] + 1} numgen random mod 100 < {percent} drop; }} }}"
+            "table inet legato {\nchain input {\ntype filter hook input priority 0;\n"
+            f"udp dport {PORTS[0]}-{PORTS[1] + 1} numgen random mod 100 < {percent} drop\n}}\n}}\n"
         )
-        _run("ip", "netns", "exec", far, "nft", rules)
+        subprocess.run(["ip", "netns", "exec", far, "nft", "-f", "-"], input=rules.encode(), check=True)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         receiver = subprocess.Popen(
             ["ip", "netns", "exec", far, sys.executable, "-m", "bench.rtp_link", str(folder)],

@@ -186,7 +186,7 @@ class Pictures:
         period = min((abs(step) for step in self._steps if step), default=0)
         if not period:
             return 0 if tail or head else 1
-        if min(self._steps) < 0:  # B frames: timestamps are no order of sending, and arrivals must do
+        if min(self._steps) < 0 or timestamp < last.timestamp:  # B frames: no order of sending; arrivals must do
             between = max(round((arrival - last.arrival) * self._rate / period) - 1, not (tail or head))
         else:
             between = max(round((timestamp - last.timestamp) / period) - 1, 0)
