@@ -113,9 +113,13 @@ class Outbox:
             self._keep(entry)
         return entry.response, entry.key, entry.since
 
+    def has_sent(self, key: Key) -> bool:
+        """Whether a prediction about this clip, or one after it, was sent from here."""
+        return key[:2] <= self._highest
+
     def acknowledge(self, key: Key) -> None:
         """The client has stored everything up to this prediction. Raises Refused for one that was never sent."""
-        if key[:2] > self._highest:
+        if not self.has_sent(key):
             raise invalid("ack.prediction", f"clip {key[1]} of epoch {key[0]} was never sent; ack what was received")
         if any(entry.key == key for entry in self._sent):
             while self._sent.popleft().key != key:

@@ -25,6 +25,7 @@ log = logs.of(__name__)
 
 CALLER: ContextVar[Caller] = ContextVar("caller", default=LOCAL)
 AFTER_EOF = 0.2  # seconds in which a broken connection, which reads like a closed one, shows that it is broken
+NEARLY = 0.5  # seconds by which a client's deadline may reach us before it is over by our clock
 STREAM, DESCRIBE = "stream", "describe"
 SCOPES = {  # what a method needs; one that is not named needs ``admin``
     "/legato.v1.InferenceService/Stream": STREAM,
@@ -68,6 +69,8 @@ class Servicer(rpc.InferenceServiceServicer):
 
     async def _serve(self, session: Session, started: pb.StreamResponse, context: Any) -> None:
         """Run a connection until the stream is over, fails, goes elsewhere, or the client is gone."""
+        # By itself: grpc.aio forgets that it went out with a first message that nobody reads, and then cannot abort.
+        await context.send_initial_metadata(())
         connection = session.attach()
         session.outbox.first(started)
         reader = asyncio.create_task(_read(session, connection, context))
@@ -92,7 +95,7 @@ class Servicer(rpc.InferenceServiceServicer):
             for task in (reader, writer, cut):
                 task.cancel()
             remaining = context.time_remaining()
-            expired = remaining is not None and remaining <= 0
+            expired = remaining is not None and remaining <= NEARLY
             self._service.disconnected(session, connection, finished=finished, expired=expired)
             log.info("stream disconnected", connection=connection, finished=finished)
 

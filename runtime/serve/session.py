@@ -304,8 +304,9 @@ class Session:
         stream, epoch, clip, head, revision = key_from_wire(ack.prediction)
         if stream != self.ident or head not in self.plan.heads:
             raise invalid("ack.prediction", "no prediction of this stream; ack what was received", "ack")
-        if not self._progress.foreign(clip):
-            self.outbox.acknowledge((epoch, clip, head, revision))
+        key = (epoch, clip, head, revision)
+        if self.plan.resumption is None or self.outbox.has_sent(key):  # else the server before this one said it
+            self.outbox.acknowledge(key)
 
     def _end_of_stream(self, end: pb.EndOfStream) -> None:
         modality = MODALITY_FROM_WIRE.get(end.modality)
