@@ -121,16 +121,6 @@ def folds(args: argparse.Namespace, say: Callable[[str, int, int], None]) -> lis
     return out
 
 
-def zero_shot(making: Any) -> dict[str, Any]:
-    """The shipped weights on Java-SED, of which nothing was trained or fitted on."""
-    from runtime.talk.prepare import prepare
-    from runtime.talk.recipe import JAVA_PAIRS
-
-    prepare(making.data, making.cache, "java_sed", lambda done, of: None)
-    found: dict[str, Any] = making.zero_shot([actor for pair in JAVA_PAIRS for actor in pair], 25)["tuned"]
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs; what is there is not made again")
@@ -162,7 +152,7 @@ def main() -> None:
         found, table = making.judge()
         clean.setdefault(name, found["tuned"])
         if name == "ship" and args.zero_shot and not clean.get("Java-SED, zero-shot"):
-            clean["Java-SED, zero-shot"] = zero_shot(making)
+            clean["Java-SED, zero-shot"] = making.elsewhere()
         rows["java" if name.startswith("java") else "grid"] += [
             {**asdict(r), "fold": name, "seed": seed} for r in table
         ]

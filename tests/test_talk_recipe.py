@@ -13,10 +13,11 @@ from runtime.bundle import Bundle
 from runtime.errors import LegatoError
 from runtime.pipeline import Pipeline
 from runtime.sources import open_source
+from runtime.talk.assemble import other_people
 from runtime.talk.corpus import SAMPLE_RATE
 from runtime.talk.fill import FillRecipe
 from runtime.talk.making import Making
-from runtime.talk.recipe import Recipe
+from runtime.talk.recipe import JAVA_PAIRS, Recipe
 from runtime.talk.train_encoders import EncoderRecipe
 
 TINY = Recipe(
@@ -110,3 +111,12 @@ def test_another_seed_of_heads_reuses_the_encoders(making: Callable[[Recipe], Ma
     _, rows = other.judge(draws=1)
     assert {row.speaker for row in rows} == {"grid/s32", "grid/s33"}
     assert before is None or encoders.stat().st_mtime_ns == before
+
+
+def test_the_card_says_how_women_and_men_fared_elsewhere() -> None:
+    actors = {actor: {"score": 0.9} for pair in JAVA_PAIRS for actor in pair}
+    actors |= {JAVA_PAIRS[0][0]: {"score": 0.6}, JAVA_PAIRS[1][1]: {"score": 0.99}}
+    found = {"all": {"score": 0.876, "auc_still": 0.98, "auc_mismatch": 0.97}, **actors}
+    said = other_people({"zero_shot": found})
+    assert "the score is 0.876: women 0.60 to 0.90, men 0.90 to 0.99" in said
+    assert other_people({}) == ""

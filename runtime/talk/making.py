@@ -33,7 +33,7 @@ from runtime.talk.assemble import Parts, assemble
 from runtime.talk.corpus import Corpus
 from runtime.talk.features import training_windows
 from runtime.talk.fill import Trained
-from runtime.talk.recipe import Recipe
+from runtime.talk.recipe import JAVA_PAIRS, Recipe
 from runtime.talk.score import score
 from runtime.talk.train_encoders import TalkNet, train
 from runtime.talk.windows import LABELS, Grid
@@ -185,12 +185,19 @@ class Making:
             path.write_text(json.dumps(found, indent=1))
         return dict(json.loads(path.read_text()))
 
+    def elsewhere(self) -> dict[str, Any] | None:
+        """The default head on Java-SED by speaker; None where it was trained on, or its recordings are not there."""
+        if "java_sed" in self.recipe.corpora or not (self.data / prepare.FOLDERS["java_sed"]).is_dir():
+            return None
+        prepare.prepare(self.data, self.cache, "java_sed", lambda done, of: self.say("decode java_sed", done, of))
+        return dict(self.zero_shot([actor for pair in JAVA_PAIRS for actor in pair], 25)["tuned"])
+
     def bundle(self) -> Bundle:
         """Everything in one folder, ready to serve."""
         clean, rows = self.judge()
         train_set, _, _ = self.windows()
         parts = Parts(self.recipe, self.net(), self.face(), self.trained(), train_set, self.calibrations())
-        return assemble(parts, clean, rows, self.folder)
+        return assemble(parts, clean, rows, self.folder, self.elsewhere())
 
     @property
     def folder(self) -> Path:
