@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -143,7 +143,7 @@ def only_our_own_words() -> Iterator[None]:
         return
     ours = sys.stderr
     try:
-        if ours.fileno() == 2:  # else somebody reads it already (a test, a notebook)
+        if _is_the_process_own(ours):  # else somebody reads it already (a test, a notebook)
             sys.stderr = os.fdopen(os.dup(kept), "w", buffering=1, encoding=ours.encoding, errors=ours.errors)
         with open(os.devnull, "wb") as nothing:
             os.dup2(nothing.fileno(), 2)
@@ -154,3 +154,10 @@ def only_our_own_words() -> Iterator[None]:
         if sys.stderr is not ours:
             sys.stderr.close()
             sys.stderr = ours
+
+
+def _is_the_process_own(stream: TextIO) -> bool:
+    try:
+        return stream.fileno() == 2
+    except (OSError, ValueError):
+        return False
