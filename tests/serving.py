@@ -132,7 +132,7 @@ def offer(
     return Offer(**(values | fields))
 
 
-# -- what a client sends --------------------------------------------------------------------------------------------
+# -- what a client sends ---------------------------------------------------
 
 
 def config(**fields: Any) -> pb.StreamRequest:
@@ -170,7 +170,7 @@ def in_batches(packets: Sequence[Packet], size: int = 10) -> list[pb.StreamReque
     return [batch(packets[i : i + size]) for i in range(0, len(packets), size)]
 
 
-# -- a server and calls -----------------------------------------------------------------------------------------------
+# -- a server and calls ---------------------------------------------------
 
 
 @asynccontextmanager

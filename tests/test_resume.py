@@ -36,7 +36,7 @@ class State:
         self.acknowledged = acknowledged
 
 
-# -- the store --------------------------------------------------------------------------------------------------------
+# -- the store ---------------------------------------------------
 
 
 def test_a_token_names_its_stream_once():
@@ -95,7 +95,7 @@ def test_tokens_are_not_kept_as_they_are():
     assert all(len(digest) == 32 for digest in resumes._by_digest)
 
 
-# -- a client that comes back -----------------------------------------------------------------------------------------
+# -- a client that comes back ---------------------------------------------------
 
 
 class Sender:

@@ -65,7 +65,7 @@ def refused(requests: list[pb.StreamRequest], **settings: Any) -> Heard:
     return run(scenario)
 
 
-# -- a client that behaves ------------------------------------------------------------------------------------------
+# -- a client that behaves ---------------------------------------------------
 
 
 def test_a_stream_is_answered_from_start_to_totals():
@@ -129,7 +129,7 @@ def test_describe_bundle_says_what_is_served():
     run(scenario)
 
 
-# -- out of order -----------------------------------------------------------------------------------------------------
+# -- out of order ---------------------------------------------------
 
 
 def test_a_packet_before_the_config_is_a_failed_precondition():
@@ -177,7 +177,7 @@ def test_a_message_of_no_known_kind_ends_the_stream():
     assert heard.code == "INVALID_ARGUMENT"
 
 
-# -- too slow, too much -------------------------------------------------------------------------------------------------
+# -- too slow, too much ---------------------------------------------------
 
 
 def test_a_client_that_sends_no_config_is_let_go():
@@ -294,7 +294,7 @@ def test_a_flooder_is_stopped_by_flow_control_and_held_within_bounds():
     run(scenario)
 
 
-# -- nonsense -----------------------------------------------------------------------------------------------------------
+# -- nonsense ---------------------------------------------------
 
 
 def test_random_bytes_and_absurd_packets_are_counted_and_skipped():

@@ -71,7 +71,7 @@ def new_token(path: str | Path, name: str, scopes: Iterable[str]) -> str:
     if not NAME.fullmatch(name):
         raise UsageError(f"name {name!r} is no name for a token; use up to 64 letters, digits and . _ - @")
     path = Path(path)
-    if path.exists() and name in {caller.name for _, caller in _read(path)}:
+    if path.exists() and f"token:{name}" in {caller.name for _, caller in _read(path)}:
         raise UsageError(f"{path} has a token called {name} already; choose another name, or delete its line first")
     token = PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
     _append(path, f"{_digest(token)} {','.join(wanted)} {name}\n")

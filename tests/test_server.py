@@ -1,0 +1,266 @@
+"""Server: health, drain, metrics, addresses, recording; from start to stop in one process."""
+
+import asyncio
+import urllib.error
+import urllib.request
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from runtime.errors import ConfigError, UsageError
+from runtime.recording import RecordingReader
+from runtime.serve.server import ServeConfig, Server, channel_options
+from tests.fakes import stream
+from tests.serving import (
+    FakeDispatcher,
+    batch,
+    config,
+    connected,
+    details,
+    ends,
+    hear,
+    in_batches,
+    offer,
+    serving,
+    talk,
+)
+from tests.test_servicer import run, whole
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def health(server: Server, name: str = "") -> int:
+    async with grpc.aio.insecure_channel(server.where) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        return (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status
+
+
+def test_health_is_told_of_the_server_and_of_each_bundle():
+    async def scenario() -> None:
+        async with serving([offer(), offer(name="other")]) as server:
+            for name in ("", "fake", "other", "legato.v1.InferenceService"):
+                assert await health(server, name) == SERVING
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await health(server, "third")
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+    run(scenario)
+
+
+def test_health_needs_no_token(tmp_path):
+    from runtime.serve.auth import new_token
+
+    new_token(tmp_path / "tokens", "x", ["stream"])
+
+    async def scenario() -> None:
+        async with serving(tokens=tmp_path / "tokens") as server:
+            assert await health(server) == SERVING
+
+    run(scenario)
+
+
+def test_a_drain_says_so_first_then_tells_every_stream_where_it_stands():
+    async def scenario() -> None:
+        async with serving() as server, connected(server) as stub:
+            call = stub.Stream()
+            await call.write(config())
+            for request in in_batches(stream(4.0)):
+                await call.write(request)
+            heard = await hear(call, until=lambda h: len(h.finals) >= 6)
+            draining = asyncio.create_task(server.drain())
+            heard = await hear(call, heard)
+            (away,) = heard.of("going_away")
+            assert len(away.resume_token) == 16
+            assert away.resume_token != heard.started.resume_token
+            assert heard.responses[-1].WhichOneof("response") == "stats"
+            assert heard.code == "UNAVAILABLE"
+            assert "RetryInfo" in details(heard.error)
+            assert await health(server) == NOT_SERVING
+            await draining
+            assert (await talk(server, whole())).code == "UNAVAILABLE"
+
+    run(scenario)
+
+
+def test_what_was_read_is_answered_before_a_drained_stream_ends():
+    async def scenario() -> None:
+        dispatcher = FakeDispatcher(held=True)
+        async with serving([offer(dispatcher)]) as server, connected(server) as stub:
+            call = stub.Stream()
+            await call.write(config())
+            for request in in_batches(stream(2.0)):
+                await call.write(request)
+            while len(dispatcher.submitted) < 4:
+                await asyncio.sleep(0.01)
+            draining = asyncio.create_task(server.drain())
+            await asyncio.sleep(0.05)
+            assert not draining.done()
+            dispatcher.release()
+            heard = await hear(call)
+            assert {clip for clip, _ in heard.finals} >= {1, 2, 3}
+            assert heard.code == "UNAVAILABLE"
+            await draining
+
+    run(scenario)
+
+
+def test_a_stream_that_was_ended_is_finished_while_draining():
+    async def scenario() -> None:
+        dispatcher = FakeDispatcher(held=True)
+        async with serving([offer(dispatcher)]) as server, connected(server) as stub:
+            call = stub.Stream()
+            for request in whole(2.0):
+                await call.write(request)
+            while len(dispatcher.submitted) < 5:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            draining = asyncio.create_task(server.drain())
+            await asyncio.sleep(0.05)
+            dispatcher.held = False
+            dispatcher.release()
+            heard = await hear(call)
+            assert (heard.code, len(heard.finals)) == ("OK", 8)
+            await draining
+
+    run(scenario)
+
+
+def test_the_grace_ends():
+    async def scenario() -> None:
+        dispatcher = FakeDispatcher(held=True)
+        async with serving([offer(dispatcher)], grace=0.1) as server, connected(server) as stub:
+            call = stub.Stream()
+            for request in [config(), batch(stream(1.0))]:
+                await call.write(request)
+            while not dispatcher.submitted:
+                await asyncio.sleep(0.01)
+            await server.drain()
+            heard = await hear(call)
+            assert heard.code == "UNAVAILABLE"
+            assert dispatcher.detached
+
+    run(scenario)
+
+
+def test_a_stream_goes_on_at_another_server_with_what_the_first_one_said():
+    async def scenario() -> None:
+        packets = stream(6.0)
+        async with serving() as server, connected(server) as stub:
+            call = stub.Stream()
+            await call.write(config())
+            for request in in_batches(packets[:300]):
+                await call.write(request)
+            heard = await hear(call, until=lambda h: len(h.finals) >= 10)
+            draining = asyncio.create_task(server.drain())
+            heard = await hear(call, heard)
+            await draining
+        through: dict[str, int] = {}
+        for response in heard.responses:
+            through.update(response.ack_through_seq)
+        point = [r.resume_point for r in heard.responses if r.HasField("resume_point")][-1]
+        kept = [p for p in packets if p.seq > through[p.modality]]
+        again = config(resume_token=heard.of("going_away")[0].resume_token, resume_point=point)
+        async with serving() as other:
+            rest = await talk(other, [again, *in_batches(kept), *ends()])
+        assert rest.code == "OK"
+        assert heard.finals + rest.finals == [(clip, head) for clip in range(1, 15) for head in ("gru", "linear")]
+        assert len(kept) < len(packets)
+
+    run(scenario)
+
+
+def test_stop_without_drain_ends_streams_too():
+    async def scenario() -> None:
+        async with serving() as server, connected(server) as stub:
+            call = stub.Stream()
+            await call.write(config())
+            await hear(call, until=lambda h: True)
+            await server.stop()
+            assert (await hear(call)).code == "UNAVAILABLE"
+            await server.stop()
+
+    run(scenario)
+
+
+def fetch(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_metrics_count_streams_packets_and_refusals():
+    async def scenario() -> None:
+        async with serving(metrics="127.0.0.1:0", max_streams=1) as server:
+            assert (await talk(server, whole())).code == "OK"
+            await talk(server, [batch(stream(0.4))])
+            status, text = await asyncio.to_thread(fetch, server.metrics_port, "/metrics")
+            assert status == 200
+            assert 'packets_received_total{modality="video"} 100.0' in text
+            assert 'stream_rejections_total{reason="order"} 1.0' in text
+            assert "active_streams 0.0" in text
+            assert 'stage_latency_seconds_count{stage="send"} 18.0' in text
+            assert "end_to_end_latency_seconds_count 9.0" in text
+            assert (await asyncio.to_thread(fetch, server.metrics_port, "/healthz"))[0] == 200
+            await server.drain()
+            assert (await asyncio.to_thread(fetch, server.metrics_port, "/healthz"))[0] == 503
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("consent", "folder"), [(True, True), (False, True), (True, False)])
+def test_packets_are_kept_only_with_consent_and_where_the_server_was_told_to(tmp_path, consent, folder):
+    async def scenario() -> Any:
+        record = tmp_path / "kept" if folder else None
+        async with serving(record=record) as server:
+            return await talk(server, [config(recording_consent=consent), *in_batches(stream(2.0)), *ends()])
+
+    heard = run(scenario)
+    found = list((tmp_path / "kept").glob("*.legato")) if folder else []
+    assert heard.started.recording is (consent and folder)
+    assert len(found) == (consent and folder)
+    for path in found:
+        assert path.stat().st_mode & 0o077 == 0
+        assert sum(1 for _ in RecordingReader(path).packets()) == 150
+
+
+def test_a_port_that_is_taken_is_said_in_a_sentence():
+    async def scenario() -> None:
+        async with serving() as server:
+            with pytest.raises(ConfigError, match="cannot be had; choose another port"):
+                async with serving(listen=server.where):
+                    pass
+
+    run(scenario)
+
+
+def test_a_socket_in_the_file_system(tmp_path):
+    path = tmp_path / "s"
+
+    async def scenario() -> None:
+        async with serving(listen=f"unix:{path}") as server:
+            assert server.where == f"unix:{path}"
+            assert (await talk(server, whole())).code == "OK"
+
+    if len(str(path)) < 100:
+        run(scenario)
+
+
+def test_settings_that_contradict_are_refused():
+    with pytest.raises(UsageError, match="--max-streams is 0"):
+        ServeConfig(max_streams=0)
+    with pytest.raises(UsageError, match="--grace is -1"):
+        ServeConfig(grace=-1)
+    with pytest.raises(UsageError, match="names no bundle"):
+        ServeConfig(bundles=())
+    with pytest.raises(ConfigError, match="say --insecure"):
+        Server(ServeConfig(listen="0.0.0.0:0"))
+
+
+def test_every_option_of_grpc_is_set_once():
+    names = [name for name, _ in channel_options()]
+    assert len(set(names)) == len(names)
+    assert "grpc.max_receive_message_length" in names
