@@ -80,13 +80,6 @@ class Fragments:
             return track.starts[at + 1] - 1
         return number + track.absorbed[at]
 
-    def forget(self) -> dict[str, set[int]]:
-        """Let go of frames that are not whole; the numbers of the packets that are gone with them."""
-        gone = {m: {p.seq for f in t.open.values() for p in f.parts.values()} for m, t in self._tracks.items()}
-        for track in self._tracks.values():
-            track.open.clear()
-        return gone
-
     def _frame(self, track: _Track, base: int, count: int) -> _Frame:
         if base in track.open:
             return track.open[base]

@@ -22,7 +22,7 @@ from runtime.serve.totals import Totals
 
 __all__ = ["Intake"]
 
-REMEMBERED = 16384  # numbers of packets, by modality: minutes of video, more than a client keeps unacknowledged
+REMEMBERED = 16384  # numbers of frames, by modality: minutes of video, more than a client keeps unacknowledged
 LONGEST_TAIL = 1 << 20  # packets that a client may say were lost at its end
 
 
@@ -48,10 +48,7 @@ class Intake:
         if modality is None or modality not in self._codecs:
             self.receiver.ledger[next(iter(self._codecs))].malformed()
             return []
-        if wire.seq in self._again.get(modality, ()) or self.finished:
-            return []  # it came before
-        self._recent[modality].append(wire.seq)
-        packet = self._read(wire, modality, arrival)
+        packet = None if self.finished else self._read(wire, modality, arrival)
         if packet is None:
             return []
         if self.tap is not None:
@@ -66,8 +63,9 @@ class Intake:
         except ValueError:
             self.receiver.ledger[modality].malformed()
             return None
-        if whole is None:
-            return None
+        if whole is None or whole.seq in self._again.get(modality, ()):
+            return None  # the rest is to come, or all of it came before
+        self._recent[modality].append(whole.seq)
         packet = None if modality in self._ended else self._gate.packet(whole, arrival)
         if packet is None:
             self.receiver.ledger[modality].malformed()
@@ -91,7 +89,8 @@ class Intake:
         """No packet of a modality follows; ``last_seq`` was the last that was sent."""
         if modality not in self._ended:
             self._ended.add(modality)
-            newest = max(self._recent[modality], default=None)
+            numbers = self._recent[modality]
+            newest = self._fragments.through(modality, max(numbers)) if numbers else None
             if last_seq is not None and newest is not None and 0 < last_seq - newest <= LONGEST_TAIL:
                 self.receiver.ledger[modality].lose(last_seq - newest)
         return self.finish() if self._ended >= set(self._codecs) else []
@@ -109,8 +108,7 @@ class Intake:
 
     def rewind(self) -> list[Clip]:
         """A client came back and will send again what was not acknowledged."""
-        torn = self._fragments.forget()
-        self._again = {m: set(numbers) - torn.get(m, set()) for m, numbers in self._recent.items()}
+        self._again = {m: set(numbers) for m, numbers in self._recent.items()}
         return []
 
     def decided(self, decision: Decision) -> None:
@@ -133,7 +131,7 @@ class Intake:
 
     def received(self) -> list[tuple[str, int]]:
         """The newest packet of each modality."""
-        return [(m, max(numbers)) for m, numbers in self._recent.items() if numbers]
+        return [(m, self._fragments.through(m, max(numbers))) for m, numbers in self._recent.items() if numbers]
 
     def check_budget(self) -> None:
         """Raises Refused once decoding took more than this stream's share."""

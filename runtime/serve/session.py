@@ -23,7 +23,6 @@ from runtime import logs
 from runtime.clip import Clip
 from runtime.clock import Clock
 from runtime.observe import Observer
-from runtime.packet import CodecConfig
 from runtime.prediction import Prediction
 from runtime.serve.answers import (
     ClipReport,
@@ -128,6 +127,7 @@ class Session:
         self._in_flight = 0
         self._closed: dict[int, tuple[float, float]] = {}  # clip -> when it closed, how long it had waited by then
         self._deadline: float | None = None
+        self._newest: dict[int, int] = {}  # by modality, the highest number that was read
         self._said: set[str] = set()  # modalities that were ended on this connection
         self._finals = self._shed = 0
         self._heard = clock.now()
@@ -171,6 +171,7 @@ class Session:
             raise self.failure
         self.outbox.rewind(plan.resumption.next_clip if plan.resumption is not None else None)
         self._empty()
+        self._clock.pause("again")  # until something comes that had not been read before
         self._put(_Item(self._intake.rewind))
 
     def detach(self, connection: int) -> bool:
@@ -259,16 +260,16 @@ class Session:
 
     def receive(self, request: pb.StreamRequest) -> None:
         """One message, the moment it was read. Raises Refused where it ends the stream."""
-        self._heard, arrival = self._real.now(), self._clock.now()
+        self._heard = self._real.now()
         kind = request.WhichOneof("request")
         if kind == "packets":
-            self._packets(request.packets, arrival)
+            self._packets(request.packets)
         elif kind == "ack":
             self._acknowledge(request.ack)
         elif kind == "end_of_stream":
             self._end_of_stream(request.end_of_stream)
         elif kind == "codec":
-            self._codec(request.codec, arrival)
+            self._codec(request.codec)
         elif kind == "config":
             raise out_of_order("config: a second StreamConfig; to change a track, send a CodecConfig", "config")
         else:
@@ -280,10 +281,16 @@ class Session:
         if not self._finished:
             self._put(_Item(self._intake.finish))
 
-    def _packets(self, batch: pb.PacketBatch, arrival: float) -> None:
+    def _packets(self, batch: pb.PacketBatch) -> None:
         refused = refuse_batch(len(batch.packets), self.settings.limits)
         if refused is not None:
             raise refused
+        newest = self._newest
+        for wire in batch.packets:
+            if wire.seq > newest.get(wire.modality, -1):
+                newest[wire.modality] = wire.seq
+                self._clock.go("again")
+        arrival = self._clock.now()
         for wire in batch.packets:
             size = len(wire.payload)
             self._inbox.append(_Item(self._intake.packet, (wire, arrival), size, 1))
@@ -291,14 +298,11 @@ class Session:
         self._held_packets += len(batch.packets)
         self._schedule()
 
-    def _codec(self, wire: pb.CodecConfig, arrival: float) -> None:
+    def _codec(self, wire: pb.CodecConfig) -> None:
         modality, codec = check_codec("codec", wire, self.settings.limits)
         if modality not in self.plan.info.codecs:
             raise invalid("codec.modality", f"the stream has no {modality} track; name it in StreamConfig.codecs")
-        self._put(_Item(self._change, (modality, codec, arrival), len(codec.extradata), 1))
-
-    def _change(self, modality: str, codec: CodecConfig, arrival: float) -> list[Clip]:
-        return self._intake.change(modality, codec, arrival)
+        self._put(_Item(self._intake.change, (modality, codec, self._clock.now()), len(codec.extradata), 1))
 
     def _acknowledge(self, ack: pb.Ack) -> None:
         stream, epoch, clip, head, revision = key_from_wire(ack.prediction)
