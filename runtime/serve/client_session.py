@@ -298,9 +298,10 @@ class Session:
     def _wait(self, refusal: Refusal) -> None:
         if self._unsaved:
             self._store()
-        if refusal.forgotten:
+        forgotten = refusal.forgotten and bool(self.progress.token)
+        if forgotten:
             self.progress.token = b""
-        if not refusal.passing:
+        if not (refusal.passing or forgotten):
             raise refusal.error(self._address)
         if (waited := self._patience.exhausted()) is not None:
             raise ServiceError(

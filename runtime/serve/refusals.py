@@ -42,7 +42,7 @@ class Refusal:
     details: str
     passing: bool = False
     retry_after: float | None = None
-    forgotten: bool = False  # the resume token is of no use any more
+    forgotten: bool = False  # what a resume token names is gone: without one, another try is worth it
     fields: tuple[str, ...] = ()  # of the request, that were wrong
 
     def error(self, address: str) -> ServiceError:
@@ -69,7 +69,7 @@ def read_refusal(error: Any) -> Refusal:
         elif detail.Unpack(bad):
             fields += [violation.field for violation in bad.field_violations if violation.field]
     forgotten = code in FORGOTTEN
-    passing = (code in PASSING and not untrusted(details)) or forgotten
+    passing = code in PASSING and not untrusted(details)
     passing = passing or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after is not None)
     return Refusal(code, details, passing, retry_after, forgotten, tuple(fields))
 
