@@ -337,7 +337,7 @@ def test_a_kept_stream_replays_to_the_same_clips(folder):
     from runtime.receive import Receiver
 
     spec = ClipSpec(seconds=Fraction(2, 5), video=VideoSpec(frames=4, size=32), audio=AudioSpec(sample_rate=8000))
-    items = list(demo().packets())[:1200]
+    items = list(demo().packets())[:700]
     with Keeper(folder) as keeper, keeper.open(demo().info, "s") as tap:
         for item in items:
             tap.decision(item) if isinstance(item, Decision) else tap.packet(item)
