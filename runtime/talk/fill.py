@@ -3,7 +3,7 @@
 Every head and every arm gets the same number of masked steps, on the same windows, under the same kind of masks.
 
     plain       trained on complete windows; the classifier that knows nothing of loss
-    drops       the same head trained on zeros where clips are hidden: the honest rival
+    drops       a head that is told what is missing, trained on zeros there: the honest rival
     tuned       the same head trained on what the imputer fills; the bundle's default
 """
 
@@ -85,10 +85,11 @@ def train(
                         save_every=1000, log_every=100, **common)  # fmt: skip
     say("plain head")
     plain, _ = train_head(head, train_set, validation, out / "plain")
+    aware = replace(head, overrides={**recipe.head, "presence_aware": True}, sampling=recipe.masks)
     say("head with drops")
-    drops, _ = train_head(replace(head, sampling=recipe.masks), train_set, validation, out / "drops")
+    drops, _ = train_head(aware, train_set, validation, out / "drops")
     say("head and imputer together")
-    both = replace(head, sampling=recipe.masks, train="both", consistency=recipe.consistency, reconstruction=1.0)
+    both = replace(aware, train="both", consistency=recipe.consistency, reconstruction=1.0)
     tuned, tuned_imputer = train_head(both, train_set, validation, out / "tuned", imputer=imputer)
     fit_variance(tuned_imputer, validation)
     return Trained(imputer.eval(), tuned_imputer.eval(), plain.eval(), drops.eval(), tuned.eval())
