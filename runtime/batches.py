@@ -80,7 +80,7 @@ class BatchQueue:
         self.counters["submitted"] += 1
         if ticket.version:  # a repair of what was shed changes nothing about that
             before = {m for t in line.waiting if t.clip == ticket.clip for m in t.shed}
-            ticket.shed = tuple(m for m in ticket.needs if m in before or m in self.shedder.before(ticket))
+            ticket.lose(m for m in ticket.needs if m in before or m in self.shedder.before(ticket))
         line.waiting.append(ticket)
         line.bytes += ticket.size
         self.bytes += ticket.size
@@ -159,7 +159,7 @@ class BatchQueue:
         def push(stream: Any, at: int, behind: bool) -> None:
             waiting = self._lines[stream].waiting
             if at < len(waiting):
-                hopeless = behind or now + cost(Load().plus(waiting[at])) > waiting[at].deadline
+                hopeless = behind or now + cost(waiting[at].load) > waiting[at].deadline
                 heapq.heappush(heads, (hopeless, waiting[at].deadline, stream, at))
 
         for stream in self._lines:
@@ -187,7 +187,7 @@ class BatchQueue:
     def _emptied(self, line: _Line, ticket: Ticket, counter: str) -> list[Shed]:
         self.counters[counter] += 1
         out = [Shed(ticket, m, "overflow") for m in ticket.needs if m not in ticket.shed]
-        ticket.shed = ticket.needs
+        ticket.lose(ticket.needs)
         self._release(line, ticket)
         return out
 

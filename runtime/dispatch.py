@@ -6,7 +6,6 @@ Tests call ``step`` themselves, with a clock of their own, and start no thread.
 """
 
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -284,9 +283,9 @@ class Dispatcher:
             for note, ticket in zip(notes, batch.tickets, strict=True)
         ]
         gone = {id(note.client.stream): note.client for note in notes}
-        began = time.perf_counter()
+        began = self.engine.stopwatch()
         served = self.engine.serve(jobs, lambda stream: not gone[id(stream)].over)
-        took = time.perf_counter() - began
+        took = self.engine.stopwatch() - began
         self._busy += took
         self._measure(served, jobs_seconds=[job.queue_ms / 1e3 for job in jobs], took=took)
         for note, done in zip(notes, served.done, strict=True):

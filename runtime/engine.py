@@ -115,7 +115,8 @@ class Engine:
     """The models of one bundle, ready to serve.
 
     ``models`` is what ``Bundle.models`` returns. ``heads`` chooses heads by name (default: the bundle's first);
-    ``fill`` replaces the bundle's ladder; ``precision`` is auto, fp32 or bf16 (deterministic: always fp32).
+    ``fill`` replaces the bundle's ladder; ``precision`` is auto, fp32 or bf16 (deterministic: always fp32);
+    ``stopwatch`` measures the stages, in seconds.
     """
 
     def __init__(
@@ -129,8 +130,9 @@ class Engine:
         heads: Sequence[str] = (),
         fill: Imputer | None = None,
         precision: str = "auto",
+        stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.deterministic = deterministic
+        self.deterministic, self.stopwatch = deterministic, stopwatch
         self.models, self.task, self.device = models, task, torch.device(device)
         self.dtype = choose_precision(precision, self.device, deterministic=deterministic)
         self.encoders = {m: e for m in MODALITIES if (e := getattr(models, f"{m}_encoder")) is not None}
@@ -236,9 +238,9 @@ class Engine:
         else:
             done.encoded = self.encode(stream, job.clip, job.shed, job.queue_ms, served)
             due = stream.windows.admit(done.encoded)
-        began = time.perf_counter()
+        began = self.stopwatch()
         done.predictions = self.conclude(stream.name, due)
-        served.add("fill", len(due), time.perf_counter() - began)
+        served.add("fill", len(due), self.stopwatch() - began)
 
     def replay(self, name: str, clips: Iterable[Encoded], settings: WindowSettings) -> list[Prediction]:
         """Predictions over clips encoded before: no second decode or encode."""
@@ -256,15 +258,15 @@ class Engine:
         served: Served | None = None,
     ) -> Encoded:
         """Features of a closed clip; those of a repaired one only where the repair changed something."""
-        start = began = time.perf_counter()
+        start = began = self.stopwatch()
         draft = Draft.of(stream, clip, self.encoders, self.width, shed)
         for modality in draft.needed:
             self._feature(draft, modality)
             if served is not None:
-                now = time.perf_counter()
+                now = self.stopwatch()
                 served.add(modality, 1, now - began)
                 began = now
-        return self.finished(draft, queue_ms, (time.perf_counter() - start) * 1e3)
+        return self.finished(draft, queue_ms, (self.stopwatch() - start) * 1e3)
 
     def finished(self, draft: Draft, queue_ms: float, encode_ms: float) -> Encoded:
         """A draft whose features are all there."""
@@ -278,7 +280,7 @@ class Engine:
     @torch.inference_mode()
     def classify(self, window: Window) -> list[Outcome]:
         """One outcome per head."""
-        began = time.perf_counter()
+        began = self.stopwatch()
         features, presence, exists = self._tensors(window)
         seen = [c.state[m] == OBSERVED for c in window.clips for m in self.encoders]
         if all(seen):  # nothing to fill: the ladder would return its input
@@ -290,7 +292,7 @@ class Engine:
         outcomes = []
         for name, head in self.heads.items():
             probabilities, abstained = self._calibrated(head(*view), window.status, seen)
-            spent = (time.perf_counter() - began) * 1e3
+            spent = (self.stopwatch() - began) * 1e3
             outcomes.append(Outcome(name, probabilities, abstained, filled.rung_of(0), spent))
         return outcomes
 

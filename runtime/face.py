@@ -17,6 +17,7 @@ from runtime.clip import Clip
 SURE = 0.5  # probability above which there is a face
 AROUND = 2.6  # the second look shows this many mouth boxes, side by side
 FOLLOW = 0.6  # weight of the newest box against the one before
+LARGEST = 2.0  # times the longer side of the frame
 LOOKS = 2  # pictures of a clip that are looked at
 
 
@@ -110,6 +111,8 @@ class FaceTracker:
         if float(sure.mean()) < SURE:
             return None
         x, y, side = found.mean(0).tolist()
+        if side * square[2] > LARGEST * max(frames.shape[1:]):
+            return None  # no mouth is larger than the picture it is in; boxes must not grow from clip to clip
         left, top = square[0] - square[2] / 2, square[1] - square[2] / 2
         return left + x * square[2], top + y * square[2], side * square[2]
 
@@ -153,7 +156,7 @@ def cut(frames: np.ndarray, square: Box, size: int) -> np.ndarray:
 
     x, y, side = square
     scale = size / side
-    if scale < 0.5:  # bilinear reading would skip pixels: shrink the frames first
+    if scale < 0.5 and max(frames.shape[1:]) > 1:  # bilinear reading would skip pixels: shrink the frames first
         shrink = 2.0 ** np.floor(np.log2(1 / scale))
         to = (max(1, round(frames.shape[2] / shrink)), max(1, round(frames.shape[1] / shrink)))
         small = np.stack([cv2.resize(f, to, interpolation=cv2.INTER_AREA) for f in frames])

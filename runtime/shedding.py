@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.tickets import Bar, BatchPolicy, Cost, Load, Shed, Ticket, first_miss
+from runtime.tickets import Bar, BatchPolicy, Cost, Shed, Ticket, first_miss
 
 _ROUNDING = 1e-9
 
@@ -126,7 +126,7 @@ class Shedder:
         """What came in time and waited too long: its dearest modality goes, so that its stream catches up."""
         for ticket in late:
             first = next((m for m in self.policy.shed_order if m in ticket.needs), None)
-            in_time = ticket.submitted + cost(Load().plus(ticket)) <= ticket.deadline
+            in_time = ticket.submitted + cost(ticket.load) <= ticket.deadline
             if first is not None and in_time and not ticket.shed and self.may_lose(ticket, waiting(ticket.stream)):
                 yield ticket, first
 
@@ -150,5 +150,5 @@ class Shedder:
         return True
 
     def _drop(self, ticket: Ticket, modality: str) -> Shed:
-        ticket.shed += (modality,)
+        ticket.lose([modality])
         return Shed(ticket, modality, "load")

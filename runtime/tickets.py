@@ -1,7 +1,7 @@
 """Tickets: jobs in line for the models, the policy they wait under, and how batches would follow one another; pure."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from runtime.errors import ConfigError
@@ -45,8 +45,8 @@ class Load(NamedTuple):
 
     def plus(self, ticket: "Ticket") -> "Load":
         """With one job more."""
-        needs = [m for m in ticket.needs if m not in ticket.shed]
-        return Load(self.video + ("video" in needs), self.audio + ("audio" in needs), self.windows + ticket.windows)
+        video, audio, windows = ticket.load
+        return Load(self.video + video, self.audio + audio, self.windows + windows)
 
 
 Cost = Callable[[Load], float]  # predicted seconds; grows with every part of the load
@@ -66,7 +66,17 @@ class Ticket:
     windows: int = 1  # that it will make due
     size: int = 0
     payload: Any = None
-    shed: tuple[str, ...] = ()  # of ``needs``: what is not encoded
+    shed: tuple[str, ...] = ()  # of ``needs``: what is not encoded; changed by ``lose`` only
+    load: Load = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lose(())
+
+    def lose(self, modalities: Iterable[str]) -> None:
+        """These are not encoded, beside what was shed before."""
+        self.shed += tuple(m for m in modalities if m not in self.shed)
+        left = [m for m in self.needs if m not in self.shed]
+        self.load = Load("video" in left, "audio" in left, self.windows)
 
 
 class Shed(NamedTuple):
@@ -103,6 +113,8 @@ def fit(tickets: Sequence[Ticket], start: int, now: float, cost: Cost, most: int
 
 def first_miss(tickets: Sequence[Ticket], now: float, cost: Cost, most: int, bar: Bar) -> int | None:
     """The last job of the first batch that misses a bar when all leave in batches, one after the other."""
+    if len(tickets) <= most and now + cost(load_of(tickets)) <= min(map(bar, tickets), default=now):
+        return None  # as it mostly is
     at = 0
     while at < len(tickets):
         end, done = fit(tickets, at, now, cost, most, bar)

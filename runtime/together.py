@@ -6,7 +6,6 @@ tests/test_dispatch.py). A fault is tracked to the stream it belongs to: a batch
 B batch, N position (W window clips, F_max ahead), M modality, D feature width, K label.
 """
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -68,9 +67,9 @@ class Together:
         over = {id(d.job.stream) for d in out.done if d.error is not None}
         jobs = [d for d in jobs if id(d.job.stream) not in over and alive(d.job.stream)]
         clips = [d for d in jobs if d.job.clip is not None]
-        began = time.perf_counter()
+        began = self.engine.stopwatch()
         drafts = self._encode(clips, out, alive, raising)
-        spent = (time.perf_counter() - began) * 1e3
+        spent = (self.engine.stopwatch() - began) * 1e3
         due: list[Due] = []
         for done in jobs:
             if not alive(done.job.stream):
@@ -80,9 +79,9 @@ class Together:
             except Exception as error:
                 _fail(jobs, done, error, raising)
         due = [(done, window) for done, window in due if done.error is None and alive(done.job.stream)]
-        began = time.perf_counter()
+        began = self.engine.stopwatch()
         self._conclude(due, jobs, raising)
-        out.add("fill", len(due), time.perf_counter() - began)
+        out.add("fill", len(due), self.engine.stopwatch() - began)
 
     def _admitted(self, done: Done, drafts: dict[int, Draft], spent: float) -> list[Due]:
         """The windows that a job makes due."""
@@ -103,7 +102,7 @@ class Together:
             assert done.job.clip is not None
             drafts[id(done)] = Draft.of(done.job.stream, done.job.clip, engine.encoders, engine.width, done.job.shed)
         for modality in engine.encoders:
-            began = time.perf_counter()
+            began = self.engine.stopwatch()
             wanted = [d for d in clips if modality in drafts[id(d)].needed and d.error is None and alive(d.job.stream)]
             rows: list[tuple[Done, np.ndarray, tuple[str, ...]]] = []
             if modality == "video" and engine.looks_at_faces:
@@ -111,7 +110,7 @@ class Together:
             else:
                 rows = [(d, getattr(d.job.clip, modality), ()) for d in wanted]
             self._features(modality, rows, drafts, clips, raising)
-            out.add(modality, len(wanted), time.perf_counter() - began)
+            out.add(modality, len(wanted), self.engine.stopwatch() - began)
         return drafts
 
     def _faces(
@@ -203,7 +202,7 @@ class Together:
 
     def _classify(self, windows: list[Window]) -> list[list[Outcome]]:
         """A batch of windows that have the same places."""
-        began = time.perf_counter()
+        began = self.engine.stopwatch()
         engine, width = self.engine, self.engine.task.window
         ahead = engine.task.ahead if self.cuda else max(len(w.ahead) for w in windows)
         features, presence, exists = self._tensors(windows, width + ahead)
@@ -222,7 +221,7 @@ class Together:
         said: list[list[Outcome]] = [[] for _ in windows]
         for name, head in self.heads.items():
             probabilities, abstained = self._calibrated(head(*view), windows, shares)
-            spent = (time.perf_counter() - began) * 1e3
+            spent = (self.engine.stopwatch() - began) * 1e3
             for i, (row, unsure) in enumerate(zip(probabilities, abstained, strict=True)):
                 said[i].append(Outcome(name, row, unsure, rungs[i], spent))
         return said
