@@ -46,7 +46,8 @@ class _Building:
 
     timestamp: int
     arrival: float
-    lost_before: int = 0
+    hole: int = 0  # RTP packets missing before it
+    lost_before: int = 0  # frames of which nothing came
     units: list[bytes] = field(default_factory=list)
     headers: list[int] = field(default_factory=list)
     fragment: bytearray | None = None  # of the NAL unit that is coming in parts
@@ -115,10 +116,7 @@ class Pictures:
                 out += self._close(hole == 0)
             else:
                 ahead, self._open = self._open, None
-        current = self._open or self._begin(timestamp, arrived.arrival, hole, tail, nals or [])
-        if ahead is not None:
-            current.lost_before += ahead.lost_before
-            current.units, current.headers, current.size = ahead.units, ahead.headers, ahead.size
+        current = self._open or self._begin(timestamp, arrived.arrival, hole, tail, nals or [], ahead)
         current.corrupt = current.corrupt or nals is None
         for nal in nals or []:
             current.add(nal)
@@ -167,14 +165,19 @@ class Pictures:
             self.malformed += 1
             return None
 
-    def _begin(self, timestamp: int, arrival: float, hole: int, tail: bool, nals: list[Nal]) -> _Building:
+    def _begin(
+        self, timestamp: int, arrival: float, hole: int, tail: bool, nals: list[Nal], ahead: _Building | None
+    ) -> _Building:
         last = self._last
         unsure = hole > 0 or last is None
         head = unsure and not (nals and starts_picture(nals[0]))  # the first part of this one is missing
         if last is not None and not hole and last.timestamp == timestamp and self._marked:
             self._marked = False  # a sender that marks every slice: only a new timestamp ends a picture
+        hole += 0 if ahead is None else ahead.hole
         lost = self._lost(hole, tail, head, timestamp, arrival)
-        self._open = _Building(timestamp, arrival, lost, corrupt=head)
+        self._open = _Building(timestamp, arrival, hole, lost, corrupt=head)
+        if ahead is not None:
+            self._open.units, self._open.headers, self._open.size = ahead.units, ahead.headers, ahead.size
         return self._open
 
     def _lost(self, hole: int, tail: bool, head: bool, timestamp: int, arrival: float) -> int:

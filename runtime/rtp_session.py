@@ -6,6 +6,7 @@ sound is moved to where its own wall clock says it was captured, pictures being 
 Later reports correct drift in the same way, so capture times that leave here need no remap by the receiver.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
@@ -18,6 +19,7 @@ from runtime.ssrc import Track
 __all__ = ["REORDER_SECONDS", "RtpSession", "choose_media"]
 
 REORDER_SECONDS = 0.03  # that a hole in RTP numbers waits: networks reorder within milliseconds
+EARLY = 16  # senders whose report is kept until they are listened to
 
 Item = Packet | Decision
 
@@ -44,6 +46,7 @@ class RtpSession:
         self.ignored = 0  # RTP of a payload type or channel that nobody asked for
         self.reports = 0  # sender reports of senders that are listened to
         self._channels = {m: formats[m][0] for m in self.tracks}
+        self._early: OrderedDict[int, SenderReport] = OrderedDict()  # of senders that are not listened to yet, by SSRC
 
     @property
     def codecs(self) -> dict[str, CodecConfig]:
@@ -81,7 +84,11 @@ class RtpSession:
         if track is None:
             self.ignored += 1
             return out
-        return out + track.receive(packet, now)
+        out += track.receive(packet, now)
+        if self._early and track.sender is not None and track.sender.ssrc in self._early:
+            self._report(track, self._early[track.sender.ssrc])
+            self._synchronize()
+        return out
 
     def advance(self, now: float) -> list[Item]:
         """Time passed: holes that have waited long enough, in the order of their deadlines."""
@@ -114,6 +121,8 @@ class RtpSession:
             return []
         out: list[Item] = []
         for packet in packets:
+            if isinstance(packet, SenderReport):
+                self._keep(packet)
             for track in self.tracks.values():
                 if isinstance(packet, SenderReport):
                     self._report(track, packet)
@@ -125,11 +134,19 @@ class RtpSession:
         self._synchronize()
         return out
 
+    def _keep(self, report: SenderReport) -> None:
+        """The first report often comes before the first packet, and the next one seconds later."""
+        self._early[report.ssrc] = report
+        self._early.move_to_end(report.ssrc)
+        if len(self._early) > EARLY:
+            self._early.popitem(last=False)
+
     def _report(self, track: Track, report: SenderReport) -> None:
         sender = track.sender
         if sender is not None and sender.ssrc == report.ssrc and sender.timestamp is not None:
             sender.clock.report(report, sender.timestamp)
             self.reports += 1
+            self._early.pop(report.ssrc, None)
 
     def _synchronize(self) -> None:
         """Sound where its sender's wall clock puts it, on the pictures' capture clock."""

@@ -27,7 +27,10 @@ BELOW = {
 NAMED_MODELS = ("encoders.video", "encoders.audio", "encoders.audiovisual", "encoders.registry", "encoders.media")
 
 # transport: pure, and quick to import
-PURE = ("packet", "clock", "rtp", "jitter", "damage", "bitstream", "impair", "clip", "recording", "receive", "metrics")
+PURE = (
+    *("packet", "clock", "rtp", "jitter", "damage", "bitstream", "impair", "clip", "recording", "receive", "metrics"),
+    *("rtcp", "sdp", "payloads", "depacketize", "reorder", "recognise", "ssrc", "rtp_session", "datagrams"),
+)
 HEAVY = ("torch", "grpc", "av", "cv2", "sounddevice", "matplotlib", "transformers")
 
 
