@@ -98,8 +98,8 @@ class ReorderBuffer:
         first, then = self._next, self._numbers[0]
         for number in range(max(first, then - REMEMBERED), then):
             self._missing[number] = None
-        for number in list(self._missing)[: max(len(self._missing) - REMEMBERED, 0)]:
-            del self._missing[number]
+        while len(self._missing) > REMEMBERED:
+            del self._missing[next(iter(self._missing))]
         self._next = then
         return [Hole(first, then - first, at), *self._run()]
 

@@ -113,9 +113,11 @@ class RtpSource(LivePackets):
     @property
     def ended(self) -> bool:
         """Closed, or every sender said goodbye and nothing came since."""
+        if self._closed:
+            return True
         if self._ready or len(self._inbox):
             return False
-        return self._closed or (self.session.gone and self._clock.now() - self._newest > AFTER)
+        return self.session.gone and self._clock.now() - self._newest > AFTER
 
     def read(self, timeout: float) -> Packet | Decision | None:
         """The next frame or decision, waiting up to ``timeout`` seconds."""
