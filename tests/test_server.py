@@ -3,16 +3,23 @@
 import asyncio
 import urllib.error
 import urllib.request
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from protos import stream_pb2 as pb
+from runtime.clock import SystemClock
 from runtime.errors import ConfigError, UsageError
+from runtime.observe import Observer
+from runtime.packet import Packet
 from runtime.recording import RecordingReader
 from runtime.serve.server import ServeConfig, Server, channel_options
-from tests.fakes import stream
+from tests.fakes import ListSource, stream
 from tests.serving import (
     FakeDispatcher,
     batch,
@@ -28,6 +35,7 @@ from tests.serving import (
 )
 from tests.test_servicer import run, whole
 
+DEMO = Path(__file__).parent.parent / "runtime" / "bundles" / "talk" / "demo.legato"
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -182,6 +190,45 @@ def test_stop_without_drain_ends_streams_too():
             await server.stop()
 
     run(scenario)
+
+
+@pytest.mark.slow
+def test_a_file_sent_at_once_is_answered_as_a_replay_answers_it():
+    """Without holes, when packets come decides nothing: the same states, labels and probabilities."""
+    from runtime.pipeline import Pipeline
+    from runtime.serve.answers import prediction_from_wire
+    from runtime.serve.convert import codec_to_wire, packet_to_wire, rational
+    from runtime.serve.server import load_offers
+
+    reader = RecordingReader(DEMO)
+    info = replace(reader.info, duration=None)
+    numbers = {m: count() for m in info.codecs}
+    items = [
+        replace(p, seq=next(numbers[p.modality]), arrival=None)
+        for p in reader.packets()
+        if isinstance(p, Packet) and p.seconds < 10
+    ]
+    settings = ServeConfig(preset="replay", deterministic=True, device="cpu", listen="127.0.0.1:0")
+    wires = [packet_to_wire(p, info.codecs[p.modality].time_base) for p in items]
+    batches = [pb.StreamRequest(packets=pb.PacketBatch(packets=wires[i : i + 20])) for i in range(0, len(wires), 20)]
+    codecs = [codec_to_wire(m, c) for m, c in info.codecs.items()]
+    origin = rational(info.origin)
+
+    async def scenario() -> Any:
+        offers = await asyncio.to_thread(load_offers, settings, SystemClock(), Observer())
+        async with serving(offers.values()) as server:
+            begin = config(codecs=codecs, origin=origin, heads=offers["talk"].heads[:1])
+            heard = await talk(server, [begin, *batches, *ends()])
+            await asyncio.to_thread(offers["talk"].dispatcher.stop)
+            return heard
+
+    heard = asyncio.run(scenario())
+    assert heard.code == "OK", heard.error
+    pipeline = Pipeline.from_bundle("talk", device="cpu")
+    expected = [p.as_dict(timings=False) for p in pipeline.run(ListSource(items, info))]
+    labels = pipeline.bundle.manifest.labels
+    served = [prediction_from_wire(p, labels) for p in heard.of("prediction")]
+    assert [replace(p, stream=info.name).as_dict(timings=False) for p in served] == expected
 
 
 def fetch(port: int, path: str) -> tuple[int, str]:

@@ -88,6 +88,7 @@ class Server:
         self.config = config
         self.observer = observer or (Metrics() if config.metrics else Observer())
         self.address = Address.parse(config.listen)
+        self._metrics = Address.parse(config.metrics, "--metrics") if config.metrics else None
         self.port = 0
         self.offers: dict[str, Offer] = {}
         self.service: Service | None = None
@@ -205,11 +206,9 @@ class Server:
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self.port = self._bind()
         await self._server.start()
-        if self.config.metrics:
-            place = Address.parse(self.config.metrics, "--metrics")
-            if isinstance(self.observer, Metrics):
-                self._web = Web(self.observer, self._state, host=place.host, port=place.port)
-                await self._web.start()
+        if self._metrics is not None and isinstance(self.observer, Metrics):
+            self._web = Web(self.observer, self._state, host=self._metrics.host, port=self._metrics.port)
+            await self._web.start()
 
     def _bind(self) -> int:
         try:
