@@ -67,7 +67,10 @@ def send(
     consent: Annotated[
         bool, typer.Option("--consent", help="The server may record what is sent, where it records.")
     ] = False,
-    patience: Annotated[float, typer.Option(min=0.0, help="Seconds without progress after which to give up.")] = 60.0,
+    patience: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Seconds without progress until it gives up; default: 60, and 10 at the start."),
+    ] = None,
 ) -> None:
     """Send a source's packets to a server and show its predictions as they come.
 
@@ -200,7 +203,7 @@ def _client(
     cert: Path | None,
     key: Path | None,
     insecure: bool,
-    patience: float,
+    patience: float | None,
 ) -> "Client":
     from runtime.serve.client import Client, Tls
 

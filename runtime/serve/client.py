@@ -66,7 +66,8 @@ class Client:
 
     address: ``host:port``, ``[::1]:port`` or ``unix:PATH``; the port is 50051 where it is not named. token: sent as
     ``authorization: Bearer``. tls: None means TLS by the system's authorities for another machine and none for this
-    one; ``insecure`` does without everywhere. patience: seconds without any progress after which it gives up.
+    one; ``insecure`` does without everywhere. patience: seconds without any progress after which it gives up; by
+    default 60, and 10 where nothing was ever reached.
 
     Raises UsageError for an address, token or certificate that cannot be used.
     """
@@ -78,7 +79,7 @@ class Client:
         token: str = "",
         tls: Tls | None = None,
         insecure: bool = False,
-        patience: float = 60.0,
+        patience: float | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.address, loopback = parse_address(address)
@@ -138,7 +139,7 @@ class Client:
             realtime=speed == "realtime" or is_live(source),
             batch_seconds=batch_ms / 1e3,
             backoff=Backoff(self._rng),
-            patience=Patience(self._patience),
+            patience=Patience.of(self._patience, known=progress is not None and bool(progress.token)),
             stored=stored,
             observe=observe,
         )

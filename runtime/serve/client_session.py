@@ -40,6 +40,7 @@ __all__ = ["Patience", "Retrying", "Session", "Started", "Wanted"]
 QUEUE = 256  # answers read ahead of the caller
 NAME_BYTES = 256  # of the stream's name
 STORE_SECONDS = 0.5  # between two savings of the progress
+PATIENCE_SECONDS = 60.0  # without progress
 FIRST_SECONDS = 10.0  # a server that was never reached is given up sooner
 TURN = 0.2  # seconds waited at once
 SILENCE_SECONDS = 20.0  # without any answer, beyond what the server said of its reports
@@ -79,9 +80,10 @@ class Retrying:
 
 @dataclass
 class Patience:
-    """How long to go on without progress, in seconds."""
+    """How long to go on without progress, in seconds; ``first`` until a server was ever reached."""
 
     seconds: float
+    first: float
     now: Callable[[], float] = time.monotonic
     _since: float | None = field(default=None, init=False)
     _reached: bool = field(default=False, init=False)
@@ -95,7 +97,14 @@ class Patience:
         now = self.now()
         self._since = now if self._since is None else self._since
         waited = now - self._since
-        return waited if waited >= (self.seconds if self._reached else min(self.seconds, FIRST_SECONDS)) else None
+        return waited if waited >= (self.seconds if self._reached else self.first) else None
+
+    @classmethod
+    def of(cls, seconds: float | None, *, known: bool = False) -> "Patience":
+        """As asked for; else a minute, and less for an address at which nothing was ever reached (``known``: it was)."""
+        if seconds is not None:
+            return cls(seconds, seconds)
+        return cls(PATIENCE_SECONDS, PATIENCE_SECONDS if known else FIRST_SECONDS)
 
 
 class Session:
@@ -122,7 +131,7 @@ class Session:
         self.progress = progress
         self._call, self._address, self._feed, self._wanted = call, address, feed, wanted
         self._pace = Pace(now, realtime=realtime, batch_seconds=batch_seconds)
-        self._backoff, self._patience = backoff or Backoff(), patience or Patience(60.0)
+        self._backoff, self._patience = backoff or Backoff(), patience or Patience.of(None)
         self._stored, self._observe = stored, observe or (lambda event: None)
         self._sleep, self._now, self._silence = sleep, now, silence
         self._guard = threading.Lock()
