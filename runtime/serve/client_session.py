@@ -101,7 +101,7 @@ class Patience:
 
     @classmethod
     def of(cls, seconds: float | None, *, known: bool = False) -> "Patience":
-        """As asked for; else a minute, and less for an address at which nothing was ever reached (``known``: it was)."""
+        """As asked for; else a minute, and less where nothing was ever reached; ``known``: something was."""
         if seconds is not None:
             return cls(seconds, seconds)
         return cls(PATIENCE_SECONDS, PATIENCE_SECONDS if known else FIRST_SECONDS)
