@@ -1,8 +1,8 @@
 """Live: packets as they come into the receiver, its deadlines as they pass, and a model that keeps up beside them.
 
-    devices ──► inbox ──► (loss) ──► recording ──► receiver ──► clips ──► engine ──► predictions
-    threads     bounded              what the      a thread               a thread    the caller's
-                                     receiver sees
+    devices ──► inbox ──► (loss) ──► tape ──► receiver ──► clips ──► dispatcher ──► predictions
+    threads     bounded              kept by  a thread               a thread       the caller's
+                                     a recorder
 
 What the receiver is told, and in which order, is what a recording holds; so a replay of it says the same
 (tests/test_live.py).
@@ -13,7 +13,6 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +27,17 @@ from runtime.prediction import Prediction
 from runtime.receive import Receiver
 from runtime.sources.base import LivePackets, LiveSource
 from runtime.stream import FINAL, Encoded, Stream
+from runtime.tape import Tape
 
 if TYPE_CHECKING:
     from imputation.profiles import Profile
+    from runtime.batches import BatchPolicy
+    from runtime.dispatch import Answer
     from runtime.pipeline import Pipeline
 
 TURN = 0.1  # seconds waited at once, so that a wish to stop is seen
 STOPPED = "the run was stopped"
+LONGEST_END = 5.0  # seconds that the last answers may take once a run was stopped
 
 Tap = Callable[[Packet | Decision], object]
 
@@ -206,6 +209,9 @@ class Recorder:
 class LiveRun:
     """A live source through a pipeline: predictions are read in the caller's thread, which so can draw windows.
 
+    One thread receives and decodes, the dispatcher's runs the models. Models that cannot keep up shed clips; what was
+    shed is among the items that ``tap`` is shown, so that a replay of them sheds the same.
+
     Used with ``with``. ``tap`` is shown every item that the receiver gets, ``clip`` every clip before it is encoded;
     both in threads of the run.
     """
@@ -217,25 +223,36 @@ class LiveRun:
         *,
         tap: Tap | None = None,
         clip: Callable[[Clip], object] | None = None,
+        policy: "BatchPolicy | None" = None,
     ) -> None:
+        from runtime.dispatch import Dispatcher
+
         self.pipeline, self.source = pipeline, source
         self.stream: Stream = pipeline.open(source.info)
         self.clock = clock_of(source)
         self.tally = Tally()
-        self._tap, self._clip = tap, clip
+        self.dispatcher = Dispatcher(pipeline.engine, clock=self.clock, policy=policy)
+        self._tape = Tape(tap or (lambda item: None))
+        self._clip = clip
         self._stop = threading.Event()
         self._done = threading.Event()
         self._said: queue.Queue[Prediction] = queue.Queue()  # as fast as the model speaks: a few in a second
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="legato-model", daemon=True)
+        self._thread = threading.Thread(target=self._receive, name="legato-receive", daemon=True)
 
     def __enter__(self) -> "LiveRun":
+        self.dispatcher.start()
+        self.dispatcher.attach(self.stream, self._answer)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        self._thread.join(5.0)
+        self._thread.join(LONGEST_END)
+        self._done.wait(LONGEST_END)
+        self.dispatcher.detach(self.stream)
+        self.dispatcher.stop()
+        self._tape.close()
 
     def stop(self) -> None:
         """End the stream: the last clips close, the last predictions follow. Any thread, or a signal's handler."""
@@ -247,7 +264,7 @@ class LiveRun:
         return self._done.is_set() and self._said.empty()
 
     def read(self, timeout: float = TURN) -> Prediction | None:
-        """The next prediction, waiting up to ``timeout`` seconds. Raises what the model's thread raised."""
+        """The next prediction, waiting up to ``timeout`` seconds. Raises what a thread of the run raised."""
         try:
             said = self._said.get(timeout=timeout)
         except queue.Empty:
@@ -270,22 +287,29 @@ class LiveRun:
         """Packets by fate."""
         return self.stream.receiver.ledger.as_dict()
 
-    def _work(self) -> None:
+    def _receive(self) -> None:
+        """In a thread: an answer is due before the next clip closes."""
+        seconds = float(self.pipeline.config.clip.seconds)
         try:
-            engine = self.pipeline.engine
-            with closing(self.pipeline.clips(self.source, self.stream, stop=self._stop, tap=self._tap)) as clips:
-                for clip in clips:
-                    if self._clip is not None:
-                        self._clip(clip)
-                    engine.submit(self.stream, clip)
-                    self._say(engine.run(self.tally.encoded))
-            engine.end(self.stream)
-            self._say(engine.run(self.tally.encoded))
-        except BaseException as error:  # raised again where it is read
+            for clip in receive_live(self.source, self.stream.receiver, self.clock, self._stop, self._tape.item):
+                if self._clip is not None:
+                    self._clip(clip)
+                self._tape.closed(clip.index, clip.version)
+                self.dispatcher.submit(self.stream, clip, self.clock.now() + seconds)
+            self.dispatcher.end(self.stream)
+        except BaseException as error:  # raised again where predictions are read
             self._failure = error
-        finally:
             self._done.set()
 
-    def _say(self, predictions: list[Prediction]) -> None:
-        for prediction in predictions:
+    def _answer(self, answer: "Answer") -> None:
+        """In the model's thread."""
+        if answer.shed is not None:
+            self._tape.shed(answer.shed)
+        if answer.encoded is not None:
+            self._tape.answered(answer.encoded.clip, answer.encoded.version)
+            self.tally.encoded(answer.encoded)
+        for prediction in answer.predictions:
             self._said.put(prediction)
+        if answer.last:
+            self._failure = self._failure or answer.error
+            self._done.set()

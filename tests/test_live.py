@@ -1,75 +1,28 @@
-"""Live runs: deadlines that pass while nothing comes, a recording that replays to the same, loss, and the command."""
+"""Live runs: deadlines that pass while nothing comes, a recording that replays to the same, loss, overload."""
 
-import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.text import Text
 
 from imputation.profiles import open_profile
-from runtime import cli
+from runtime.batches import BatchPolicy
 from runtime.errors import OutputError
-from runtime.live import ImpairedLive, LiveRun, Recorder, Tally, receive_live
-from runtime.live_view import device_words, status_line, summary
-from runtime.metrics import Ledgers
-from runtime.packet import CodecConfig, Decision, Packet, StreamInfo
+from runtime.live import ImpairedLive, LiveRun, Recorder, receive_live
+from runtime.packet import Decision, Packet
 from runtime.pipeline import Pipeline, receive
 from runtime.receive import Receiver
 from runtime.recording import RecordingReader
-from runtime.sources import LiveSource, open_devices, open_source
-from runtime.sources.base import LivePackets
-from runtime.sources.device import DevicePolicy, DeviceState
+from runtime.sources import LiveSource, open_source
 from tests.bundles import write_tiny_bundle
-from tests.devices import MjpegCamera, VirtualMicrophone, environment, missing_for_sound
-from tests.fakes import INFO, SPEC, FakeClock, fake_parts, packet, sent, stream, track
-
-Item = Packet | Decision
-
-
-class Script(LivePackets):
-    """A live source that plays items at their arrivals, on a clock that moves only while somebody waits."""
-
-    def __init__(self, items: Sequence[Item], info: StreamInfo = INFO, start: float = 0.0) -> None:
-        self.info, self.clock = info, FakeClock(start)
-        self._items = sorted(items, key=lambda i: i.arrival)
-        self.closed = False
-
-    @property
-    def ended(self) -> bool:
-        return self.closed or not self._items
-
-    def read(self, timeout: float) -> Item | None:
-        assert timeout >= 0
-        if self.ended:
-            return None
-        due = self._items[0].arrival
-        if due > self.clock.seconds + timeout:
-            self.clock.move(timeout)
-            return None
-        self.clock.sleep_until(due)
-        return self._items.pop(0)
-
-    def states(self) -> list[DeviceState]:
-        return [DeviceState(name="camera 0", modalities=("video",), state="live", rates={"video": 25.0}, lives=1)]
-
-    def close(self) -> None:
-        self.closed = True
+from tests.fakes import INFO, SPEC, fake_parts, packet, sent, stream, track
+from tests.scripts import DESK, Item, Script, desk
 
 
 def receiver(**options: Any) -> Receiver:
@@ -187,44 +140,6 @@ def test_what_a_channel_holds_back_is_handed_out_when_it_arrives():
 
 # -- runs -----------------------------------------------------------------------------------------------------------
 
-VIDEO = CodecConfig(codec="mjpeg", time_base=Fraction(1, 90_000), width=64, height=48)
-SOUND = CodecConfig(
-    codec="pcm_s16le", time_base=Fraction(1, 16_000), sample_rate=16_000, channels=1, sample_format="s16"
-)
-DESK = StreamInfo(name="desk", codecs={"video": VIDEO, "audio": SOUND})
-
-
-def desk(seconds: float, seed: int = 0) -> list[Item]:
-    """A moving square and a rising tone as devices give them, with an outage of each, a hole, and a late block."""
-    items: list[Item] = []
-    for i in range(round(25 * seconds)):
-        picture = np.full((48, 64, 3), 60, np.uint8)
-        picture[10:30, i % 40 : i % 40 + 16] = 200
-        coded = cv2.imencode(".jpg", picture)[1].tobytes()
-        at = i / 25
-        if not 2.0 < at < 3.4 and i % 17:
-            items.append(
-                Packet(
-                    modality="video", seq=i, capture_time=3600 * i, time_base=VIDEO.time_base,
-                    payload=coded, keyframe=True, arrival=at + 0.03,
-                )
-            )  # fmt: skip
-    for i in range(round(50 * seconds)):
-        t = (np.arange(320) + 320 * i) / 16_000
-        at = i / 50
-        late = 0.25 if i % 31 == 0 else 0.0
-        if not 4.0 < at < 4.9:
-            sound = (0.3 * np.sin(2 * np.pi * (200 + 50 * t) * t) * 32767).astype("<i2").tobytes()
-            items.append(
-                Packet(
-                    modality="audio", seq=i, capture_time=320 * i, time_base=SOUND.time_base,
-                    payload=sound, duration=320, keyframe=True, arrival=at + 0.04 + late,
-                )
-            )  # fmt: skip
-    items.append(Decision(kind="device_lost", modality="video", arrival=4.05, reason="camera 0: unplugged"))
-    items.append(Decision(kind="device_back", modality="video", arrival=3.42))
-    return items
-
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Path:
@@ -254,6 +169,23 @@ def test_a_live_run_says_what_the_replay_of_its_recording_says(bundle, tmp_path,
     assert {s for p in said for c in p.clips for s in c.state.values()} >= {"observed", "lost"}
     run.stream.receiver.ledger.check()
     assert run.tally.closed == run.stream.windows.total and run.tally.windows == len(said)
+
+
+def test_models_that_cannot_keep_up_shed_clips_and_a_replay_sheds_the_same(bundle, tmp_path):
+    """A script plays faster than any model runs, and one clip may wait: most of what comes overflows."""
+    source = Script(desk(8.0), DESK)
+    recorder = Recorder(tmp_path / "desk.legato", source.info)
+    with LiveRun(made(bundle, 0), source, tap=recorder, policy=BatchPolicy(per_stream=1)) as run:
+        said = list(run.predictions())
+    recorder.close()
+    shed = {(d.modality, d.clip) for d in RecordingReader(tmp_path / "desk.legato").packets() if kind(d) == "shed"}
+    assert shed and shed == {(m, c.clip) for p in said for c in p.clips for m, s in c.state.items() if s == "shed"}
+    again = list(made(bundle, 0).run(open_source(tmp_path / "desk.legato")))
+    assert without_timings(said) == without_timings(again)
+
+
+def kind(item: Item) -> str:
+    return item.kind if isinstance(item, Decision) else "packet"
 
 
 def test_a_run_that_is_stopped_ends_at_once_with_its_last_answers(bundle, tmp_path):
@@ -303,180 +235,3 @@ def test_a_pipeline_takes_a_live_source_as_any_other(bundle):
 def _still(thread: threading.Thread) -> bool:
     thread.join(2)
     return thread.is_alive()
-
-
-# -- what is shown --------------------------------------------------------------------------------------------------
-
-
-def a_run(tally: Tally | None = None, **facts: Any) -> Any:
-    counts = SimpleNamespace(av_offset_ms=12.4, drift_ppm=-3.2, events=[], ledger=Ledgers())
-    config = SimpleNamespace(clip=SimpleNamespace(seconds=Fraction(2, 5)), window=SimpleNamespace(min_clips=3))
-    pipeline = SimpleNamespace(config=config, engine=SimpleNamespace(encoders={"video": 0, "audio": 0}))
-    return SimpleNamespace(
-        source=Script([]), stream=SimpleNamespace(receiver=counts), tally=tally or Tally(), pipeline=pipeline, **facts
-    )
-
-
-def test_the_status_line_tells_of_devices_offset_drift_latency_and_recording():
-    tally = Tally(windows=1, latest_ms=130.0)
-    recorder = SimpleNamespace(path=Path("a.legato"), failure="")
-    assert status_line(a_run(tally), recorder).plain == (
-        "● REC a.legato │ camera 0 live 25.0/s │ A/V +12 ms │ drift -3 ppm │ latency 130 ms"
-    )
-    recorder.failure = "disk full"
-    assert "recording stopped: disk full" in status_line(a_run(), recorder).plain
-
-
-def test_a_lost_device_tells_why_and_when_the_next_try_comes():
-    lost = DeviceState(name="mic", modalities=("audio",), state="lost", reason="unplugged", retry_seconds=3.6)
-    assert device_words(lost).plain == "mic lost: unplugged; next try in 4 s"
-    assert isinstance(device_words(lost), Text)
-
-
-def test_a_summary_without_a_prediction_says_what_one_needs():
-    assert summary(a_run(), None).splitlines()[1] == "no prediction: that takes 3 clips, 1.2 s"
-
-
-# -- the command ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fake_devices(monkeypatch) -> Iterator[list[Any]]:
-    """``legato live`` on a script, which is read on a clock that does not sleep."""
-    opened: list[Any] = []
-
-    def devices(camera: Any, mic: Any, **options: Any) -> Script:
-        opened.append((camera, mic, options))
-        return Script(desk(6.0), DESK)
-
-    monkeypatch.setattr("runtime.sources.open_devices", devices)
-    yield opened
-
-
-def test_live_prints_json_and_records_what_replays_to_the_same(bundle, tmp_path, capsys, fake_devices):
-    kept = tmp_path / "meeting.legato"
-    command = ["live", "--bundle", str(bundle), "--json", "--record", str(kept), "--mic", "none", "--lookahead", "1"]
-    assert cli.run([*command, "--av-offset-ms", "40"]) == 0
-    out, err = capsys.readouterr()
-    said = [json.loads(line) for line in out.splitlines()]
-    assert said and "legato replay" in err and "--preset interactive --lookahead 1 says the same" in err
-    assert fake_devices == [(None, "none", {"av_offset_ms": 40.0, "playlists": False, "seed": 0})]
-    replay = ["replay", str(kept), "--bundle", str(bundle), "--json", "--preset", "interactive", "--lookahead", "1"]
-    assert cli.run(replay) == 0
-    again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    for one in (*said, *again):
-        del one["timings"], one["stream"]
-    assert said == again
-    assert RecordingReader(kept).info.name == "meeting" and kept.stat().st_mode & 0o777 == 0o600
-
-
-def test_live_shows_a_line_for_each_answer_and_a_summary(bundle, capsys, fake_devices):
-    assert cli.run(["live", "--bundle", str(bundle), "--loss", "iid-20", "--seed", "2"]) == 0
-    out, err = capsys.readouterr()
-    assert "came" in out.splitlines()[0] and "% observed" in out and "windows, " in out
-    assert "legato: camera 0 is live" in err
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--record", "a.mp4"], "recording a.mp4 must end with .legato"),
-        (["--record", "nowhere/a.legato"], "is no folder; make it first"),
-        (["--loss", "wifi-pour"], "wifi-poor"),
-        (["--preset", "slow"], "there is no preset 'slow'"),
-        (["--camera", "none", "--mic", "none"], "leave nothing to run on"),
-        (["--camera", "file:///etc/passwd"], "begins with file, which is not opened"),
-        (["--av-offset-ms", "9000"], "A/V offset 9000 ms is out of range"),
-    ],
-)
-def test_live_refuses_nonsense_in_one_sentence(bundle, capsys, options, sentence):
-    assert cli.run(["live", "--bundle", str(bundle), *options]) in (1, 2)
-    assert sentence in capsys.readouterr().err
-
-
-def test_live_never_overwrites_a_recording(bundle, tmp_path, capsys):
-    kept = tmp_path / "kept.legato"
-    kept.write_bytes(b"precious")
-    assert cli.run(["live", "--bundle", str(bundle), "--record", str(kept)]) == 2
-    assert "exists already; choose another name" in capsys.readouterr().err and kept.read_bytes() == b"precious"
-
-
-# -- the real thing, without hardware -------------------------------------------------------------------------------
-
-QUICK = DevicePolicy(open_seconds=8.0, stall_seconds=1.0, least_wait=0.5, longest_wait=1.0)
-no_sound = pytest.mark.skipif(bool(missing_for_sound()), reason=missing_for_sound() or "there is sound")
-
-
-@pytest.fixture
-def stand_ins(tmp_path) -> Iterator[tuple[MjpegCamera, VirtualMicrophone]]:
-    start = time.monotonic()
-    with VirtualMicrophone(tmp_path, start) as mic, MjpegCamera(start) as camera, environment(mic.environment):
-        yield camera, mic
-
-
-@pytest.mark.device
-@pytest.mark.slow
-@no_sound
-def test_camera_and_microphone_run_on_one_clock_vanish_and_come_back(stand_ins):
-    camera, mic = stand_ins
-    with open_devices(camera.address, "default", policy=QUICK, seed=0) as source:
-        seen = _watch(source, 1.5)
-        rates = {m: sum(isinstance(i, Packet) and i.modality == m for i in seen) / 1.5 for m in ("video", "audio")}
-        assert rates["video"] == pytest.approx(25, rel=0.3) and rates["audio"] == pytest.approx(50, rel=0.3)
-        newest = {i.modality: i.arrival - i.seconds for i in seen if isinstance(i, Packet)}
-        assert all(-0.05 < transit < 0.3 for transit in newest.values())
-        for device, modality in ((camera, "video"), (mic, "audio")):
-            device.kill()
-            assert _until(source, "device_lost", modality)
-            device.start()
-            assert _until(source, "device_back", modality)
-        began = time.monotonic()
-    assert time.monotonic() - began < 1.0
-
-
-@pytest.mark.device
-@pytest.mark.slow
-@no_sound
-def test_ctrl_c_ends_a_live_run_with_a_summary_and_a_whole_recording(stand_ins, bundle, tmp_path):
-    camera, mic = stand_ins
-    kept = tmp_path / "kept.legato"
-    command = [sys.executable, "-m", "runtime", "live", "--camera", camera.address, "--mic", "default"]
-    process = subprocess.Popen(
-        [*command, "--bundle", str(bundle), "--record", str(kept), "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | mic.environment,
-    )
-    try:
-        assert process.stdout is not None and process.stderr is not None
-        first = json.loads(process.stdout.readline())
-        began = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        while "says the same" not in (line := process.stderr.readline()):
-            assert line and "Traceback" not in line
-        assert time.monotonic() - began < 1.0
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.communicate()
-    reader = RecordingReader(kept)
-    assert len(list(reader.packets())) > 50 and not reader.truncated and first["observed_share"]["video"] > 0
-
-
-def _watch(source: Any, seconds: float) -> list[Item]:
-    source.read(0.0)
-    until, seen = time.monotonic() + seconds, []
-    while time.monotonic() < until:
-        item = source.read(0.05)
-        seen += [item] if item is not None else []
-    return seen
-
-
-def _until(source: Any, kind: str, modality: str, seconds: float = 15.0) -> bool:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        item = source.read(0.05)
-        if isinstance(item, Decision) and (item.kind, item.modality) == (kind, modality):
-            return True
-    return False
