@@ -193,38 +193,47 @@ class Together:
     @torch.inference_mode()
     def classify(self, windows: Sequence[Window]) -> list[list[Outcome]]:
         """One outcome per head for each window."""
-        out: list[list[Outcome]] = []
-        step = SIZES[-1] if self.cuda else WINDOWS
-        for part in _chunks(_alike(windows, self.cuda), step):
-            out += self._classify([windows[i] for i in part])
-        order = [i for part in _alike(windows, self.cuda) for i in part]
-        return [said for _, said in sorted(zip(order, out, strict=True), key=lambda pair: pair[0])]
-
-    def _classify(self, windows: list[Window]) -> list[list[Outcome]]:
-        """A batch of windows that have the same places."""
         began = self.engine.stopwatch()
-        engine, width = self.engine, self.engine.task.window
-        ahead = engine.task.ahead if self.cuda else max(len(w.ahead) for w in windows)
+        places = list(_chunks(_alike(windows, self.cuda), SIZES[-1] if self.cuda else WINDOWS))
+        order = [i for part in places for i in part]
+        ordered = [windows[i] for i in order]
+        seen = [[c.state[m] == OBSERVED for c in w.clips for m in self.engine.encoders] for w in ordered]
+        rungs: list[str] = []
+        logits: dict[str, list[Tensor]] = {name: [] for name in self.heads}
+        for part in places:
+            at = len(rungs)
+            rows = slice(at, at + len(part))
+            rungs += self._filled(ordered[rows], [not all(row) for row in seen[rows]], logits)
+        out: list[list[Outcome]] = [[] for _ in windows]
+        shares = [sum(row) / len(row) for row in seen]
+        for name in self.heads if windows else ():
+            found = self._calibrated(torch.cat(logits[name]).float().cpu(), ordered, shares)
+            spent = (self.engine.stopwatch() - began) * 1e3
+            for i, rung, (probabilities, abstained) in zip(order, rungs, found, strict=True):
+                out[i].append(Outcome(name, probabilities, abstained, rung, spent))
+        return out
+
+    def _filled(self, windows: list[Window], hollow: list[bool], logits: dict[str, list[Tensor]]) -> list[str]:
+        """Fill those of one batch that are ``hollow``, add what the heads say to ``logits``; the rungs that filled."""
+        width = self.engine.task.window
+        ahead = self.engine.task.ahead if self.cuda else max(len(w.ahead) for w in windows)
         features, presence, exists = self._tensors(windows, width + ahead)
-        seen = [[c.state[m] == OBSERVED for c in w.clips for m in engine.encoders] for w in windows]
-        holes = [i for i, row in enumerate(seen) if not all(row)]
         variance, rungs = torch.zeros_like(presence, dtype=torch.float32), [OBSERVED] * len(windows)
+        holes = [i for i, has in enumerate(hollow) if has]
         if holes:
             rows = slice(None) if len(holes) == len(windows) else torch.tensor(holes, device=self.device)
             with precision(self.device, self.dtype):
                 filled = self.ladder(features[rows], presence[rows], exists[rows])
-            features[rows], variance[rows] = filled.features.to(features), filled.variance.to(variance)
+            if len(holes) == len(windows):
+                features, variance = filled.features.to(features), filled.variance.to(variance)
+            else:
+                features[rows], variance[rows] = filled.features.to(features), filled.variance.to(variance)
             for place, i in enumerate(holes):
                 rungs[i] = filled.rung_of(place)
         view = (features[:, :width], presence[:, :width], variance[:, :width], exists[:, :width])
-        shares = [sum(row) / len(row) for row in seen]
-        said: list[list[Outcome]] = [[] for _ in windows]
         for name, head in self.heads.items():
-            probabilities, abstained = self._calibrated(head(*view), windows, shares)
-            spent = (self.engine.stopwatch() - began) * 1e3
-            for i, (row, unsure) in enumerate(zip(probabilities, abstained, strict=True)):
-                said[i].append(Outcome(name, row, unsure, rungs[i], spent))
-        return said
+            logits[name].append(head(*view))
+        return rungs
 
     def _tensors(self, windows: list[Window], length: int) -> tuple[Tensor, Tensor, Tensor]:
         """features (B, N, M, D), presence (B, N, M), exists (B, N); each window's last clip at position W - 1."""
@@ -234,29 +243,27 @@ class Together:
         exists = np.zeros(features.shape[:2], bool)
         for row, window in enumerate(windows):
             first = width - len(window.clips)
-            for place, clip in enumerate((*window.clips, *window.ahead), first):
-                features[row, place], presence[row, place] = clip.features, clip.presence
-            exists[row, first : width + len(window.ahead)] = True
+            clips = (*window.clips, *window.ahead)
+            np.stack([clip.features for clip in clips], out=features[row, first : first + len(clips)])
+            presence[row, first : first + len(clips)] = [clip.presence for clip in clips]
+            exists[row, first : first + len(clips)] = True
         made = [on_device(torch.from_numpy(x), self.device) for x in (features, presence, exists)]
         return made[0], made[1], made[2]
 
-    def _calibrated(
-        self, logits: Tensor, windows: list[Window], shares: list[float]
-    ) -> tuple[list[list[float]], list[bool]]:
-        """Probabilities (B, K) and whether to abstain; a window with nothing observed never gives an answer."""
+    def _calibrated(self, logits: Tensor, windows: list[Window], shares: list[float]) -> list[tuple[list[float], bool]]:
+        """Probabilities (K,) and whether to abstain; a window with nothing observed never gives an answer."""
         labels = len(self.engine.task.labels)
-        probabilities, abstained = [[1 / labels] * labels] * len(windows), [True] * len(windows)
+        out: list[tuple[list[float], bool]] = [([1 / labels] * labels, True)] * len(windows)
         by_status: dict[str, list[int]] = defaultdict(list)
         for i, window in enumerate(windows):
             if shares[i] > 0:
                 by_status[window.status].append(i)
-        logits = logits.float().cpu()
         for status, rows in by_status.items():
             share = torch.tensor([shares[i] for i in rows])
             found, unsure = self.engine.models.calibration[status](logits[rows], share)
             for i, row, not_sure in zip(rows, found.tolist(), unsure.tolist(), strict=True):
-                probabilities[i], abstained[i] = row, not_sure
-        return probabilities, abstained
+                out[i] = (row, not_sure)
+        return out
 
 
 def _parts(jobs: list[Done]) -> Iterator[list[Done]]:
