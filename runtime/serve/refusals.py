@@ -91,11 +91,11 @@ def _details(error: Any) -> list[Any]:
 
 
 class Backoff:
-    """How long to wait before the next try: from 0.1 s, doubling up to 10 s, half of it at random (so that clients
+    """How long to wait before the next try: from 0.1 s, doubling up to 5 s, half of it at random (so that clients
     which lost the same server do not come back in step); never before the server said.
     """
 
-    FIRST, MOST = 0.1, 10.0
+    FIRST, MOST = 0.1, 5.0
 
     def __init__(self, rng: random.Random | None = None) -> None:
         self._rng = rng or random.Random()

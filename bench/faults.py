@@ -1,0 +1,441 @@
+"""What happens when things die, and when clients mean no good: ``python -m bench.faults``.
+
+1. ``kills``: ``legato send`` of the bundled demo, with a state file, to ``legato serve``, both as processes on this
+   machine. At random moments one of them gets SIGKILL and is started again, ``--kills`` times each. Every final
+   prediction must be in the results exactly once, as in an undisturbed run.
+2. ``hostile``: each attack of ``bench.hostile`` in a process of its own, beside a neighbour that sends in real time:
+   what the attacker was answered and when, the neighbour's 99th percentile against a run without attack, and the
+   server's memory before and after.
+
+    python -m bench.faults --kills 5 --attacks "no config,random bytes" --neighbour 4 --dry      a look
+    taskset -c 0,1 python -m bench.faults                                                        the figures
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.hostile import ATTACKS, DEMO
+from bench.record import write_results
+from runtime.serve.client import Client, Tls
+from runtime.stream import FINAL
+
+RESULTS = Path(__file__).parent / "results"
+START_SECONDS = 120.0  # for models to load and warm
+RUN_SECONDS = 900.0  # for one disturbed stream
+MEMORY_MB = 64  # by which a server may grow under one attack: caches, pools; no queue of ours is larger
+P99_RATIO = 1.5
+
+
+# -- processes ------------------------------------------------------------------------------------------------------
+
+
+class Served:
+    """``legato serve``, started again on the same port as often as it dies. ``with`` ends it."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self._folder, self._arguments, self.port, self.starts = folder, arguments, 0, 0
+
+    @property
+    def address(self) -> str:
+        return f"localhost:{self.port}"
+
+    def start(self) -> None:
+        """Returns when its models are warm."""
+        self.starts += 1
+        command = [sys.executable, "-m", "runtime", "serve", "--listen", f"127.0.0.1:{self.port}", "--json"]
+        with (self._folder / "serve.log").open("a") as log:
+            self.process = subprocess.Popen([*command, *self._arguments], stdout=subprocess.PIPE, stderr=log, text=True)
+        timer = threading.Timer(START_SECONDS, self.process.kill)
+        timer.start()
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        timer.cancel()
+        if not line:
+            raise SystemExit(f"legato serve did not start:\n{(self._folder / 'serve.log').read_text()[-2000:]}")
+        self.port = json.loads(line)["port"]
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def memory(self) -> float:
+        """Resident, in MB."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(text.split("VmRSS:")[1].split()[0]) / 1024
+
+    def __enter__(self) -> "Served":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(15)
+            self.process.kill()
+            self.process.wait()
+
+
+def sender(address: str, out: Path, state: Path | None, speed: str) -> subprocess.Popen[Any]:
+    """``legato send`` of the demo."""
+    command = [sys.executable, "-m", "runtime", "send", address, str(DEMO), "--out", str(out), "--no-timings"]
+    command += ["--speed", speed, "--json", "--patience", "600"]
+    command += [] if state is None else ["--state", str(state)]
+    log = (out.parent / "send.log").open("a")
+    with log:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+
+
+# -- kills ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Kills:
+    """What became of the disturbed runs."""
+
+    server: int = 0
+    client: int = 0
+    runs: int = 0
+    finals: int = 0  # of an undisturbed run
+    missing: int = 0
+    doubled: int = 0
+    unknown: int = 0  # that an undisturbed run does not have
+    labels: int = 0  # that differ
+    states: int = 0  # predictions of which a clip's state differs
+    largest: float = 0.0  # difference of a probability, where the states are equal
+    seconds: float = 0.0
+    moments: list[tuple[str, float]] = field(default_factory=list)  # who, how long after the last start
+
+
+def kills(options: argparse.Namespace, folder: Path) -> Kills:
+    """Run until both have been killed often enough."""
+    rng, told = random.Random(options.seed), Kills()
+    began = time.monotonic()
+    with Served(folder, "--deterministic", "--device", options.device) as server:
+        undisturbed = finals(play(server, folder / "undisturbed.jsonl", options.speed))
+        told.finals = len(undisturbed)
+        while min(told.server, told.client) < options.kills:
+            told.runs += 1
+            compare(told, undisturbed, finals(disturbed(server, folder / f"{told.runs}.jsonl", rng, told, options)))
+    told.seconds = time.monotonic() - began
+    return told
+
+
+def play(server: Served, out: Path, speed: str) -> Path:
+    if sender(server.address, out, None, speed).wait(RUN_SECONDS) != 0:
+        raise SystemExit(f"the undisturbed run failed:\n{(out.parent / 'send.log').read_text()[-2000:]}")
+    return out
+
+
+def disturbed(server: Served, out: Path, rng: random.Random, told: Kills, options: argparse.Namespace) -> Path:
+    """One stream to its end, with deaths at random moments."""
+    state, until = out.with_suffix(".state"), time.monotonic() + RUN_SECONDS
+    client = sender(server.address, out, state, options.speed)
+    try:
+        while client.poll() is None:
+            if time.monotonic() > until:
+                raise SystemExit(f"a disturbed run did not end:\n{(out.parent / 'send.log').read_text()[-2000:]}")
+            wait = rng.uniform(0.0, options.longest)
+            with suppress(subprocess.TimeoutExpired):
+                client.wait(wait)
+            if client.poll() is not None:
+                break
+            victims = [v for v in ("server", "client") if getattr(told, v) < options.kills]
+            if not victims:
+                continue
+            victim = rng.choice(victims)
+            told.moments.append((victim, round(wait, 3)))
+            if victim == "server":
+                told.server += 1
+                server.kill()
+                server.start()
+            else:
+                told.client += 1
+                client.send_signal(signal.SIGKILL)
+                client.wait()
+                client = sender(server.address, out, state, options.speed)
+    finally:
+        if client.poll() is None:
+            client.kill()
+            client.wait()
+    if client.returncode != 0:
+        raise SystemExit(f"a disturbed run failed:\n{(out.parent / 'send.log').read_text()[-2000:]}")
+    return out
+
+
+def finals(path: Path) -> list[dict[str, Any]]:
+    """The final predictions of a results file."""
+    return [p for p in map(json.loads, path.read_text().splitlines()) if p["status"] == FINAL]
+
+
+def name(prediction: dict[str, Any]) -> tuple[int, int, str]:
+    return prediction["epoch"], prediction["clip"], prediction["head"]
+
+
+def compare(told: Kills, undisturbed: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -> None:
+    """Count what is not as it should be."""
+    counts, expected = Counter(map(name, found)), {name(p): p for p in undisturbed}
+    told.missing += len(set(expected) - set(counts))
+    told.doubled += sum(count - 1 for count in counts.values())
+    told.unknown += len(set(counts) - set(expected))
+    for p in found:
+        if (other := expected.get(name(p))) is None:
+            continue
+        told.labels += p["label"] != other["label"]
+        if [c["state"] for c in p["clips"]] != [c["state"] for c in other["clips"]]:
+            told.states += 1
+        else:
+            pairs = zip(p["probabilities"].values(), other["probabilities"].values(), strict=True)
+            told.largest = max(told.largest, *(abs(a - b) for a, b in pairs))
+
+
+# -- hostile clients ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Suffered:
+    """One attack."""
+
+    name: str
+    status: str
+    right: bool  # the status, and in time
+    seconds: float
+    sent_mb: float
+    answers: int
+    p99_ms: float  # the neighbour's, under attack
+    ratio: float  # to that of a run without attack
+    before_mb: float
+    after_mb: float
+    details: str = ""
+
+    @property
+    def flat(self) -> bool:
+        return self.after_mb - self.before_mb <= MEMORY_MB
+
+
+def hostile(options: argparse.Namespace, folder: Path) -> tuple[float, list[Suffered]]:
+    """p99 of the neighbour alone (ms), and what each attack did to it."""
+    out: list[Suffered] = []
+    token = made_token(folder)
+    papers = certificates(folder)
+    chosen = [n for n in ATTACKS if not options.attacks or n in options.attacks]
+    with server_for(folder, papers, options) as server:
+        client = Client(server.address, token=token if papers else "", tls=papers)
+        neighbour(client, options.neighbour)  # warm
+        alone = float(np.percentile(neighbour(client, options.neighbour), 99))
+        for attack in chosen:
+            out.append(suffer(attack, server, client, alone, token, papers, options))
+            print(f"{attack}: {out[-1].status} after {out[-1].seconds:.1f} s, p99 x {out[-1].ratio:.2f}", flush=True)
+    return alone, out
+
+
+def server_for(folder: Path, papers: Tls | None, options: argparse.Namespace) -> Served:
+    """With tokens and certificates where openssl can make some."""
+    arguments = ["--device", options.device]
+    if papers is not None:
+        arguments += ["--tls-cert", str(folder / "server.crt"), "--tls-key", str(folder / "server.key")]
+        arguments += ["--tls-client-ca", str(folder / "ca.crt"), "--tokens", str(folder / "tokens.txt")]
+    return Served(folder, *arguments)
+
+
+def suffer(
+    attack: str, server: Served, client: Client, alone: float, token: str, papers: Tls | None, options: Any
+) -> Suffered:
+    """One attack, for as long as the neighbour plays."""
+    before = server.memory()
+    command = [sys.executable, "-m", "bench.hostile", attack, server.address, "--seconds", str(options.neighbour)]
+    if papers is not None:
+        expired = "expired" if attack == "an expired certificate" else "client"
+        folder = Path(str(papers.ca)).parent
+        command += ["--ca", str(papers.ca), "--cert", str(folder / f"{expired}.crt")]
+        command += ["--key", str(folder / f"{expired}.key")]
+    environment = {**os.environ, "LEGATO_TOKEN": token if papers else ""}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    latencies = neighbour(client, options.neighbour)
+    said, _ = process.communicate(timeout=options.neighbour + 60)
+    outcome = json.loads(said) if said else {"status": "died", "seconds": 0.0, "sent": 0, "answers": 0, "details": ""}
+    p99 = float(np.percentile(latencies, 99))
+    expected = ATTACKS[attack]
+    timely = expected.within is None or outcome["seconds"] <= expected.within
+    time.sleep(1.0)
+    return Suffered(
+        name=attack,
+        status=outcome["status"],
+        right=outcome["status"] in expected.right and timely,
+        seconds=outcome["seconds"],
+        sent_mb=outcome["sent"] / 1e6,
+        answers=outcome["answers"],
+        p99_ms=p99,
+        ratio=p99 / alone,
+        before_mb=before,
+        after_mb=server.memory(),
+        details=outcome["details"],
+    )
+
+
+def neighbour(client: Client, seconds: float) -> list[float]:
+    """Milliseconds from the end of each clip, as it is sent in real time, to the first thing said of its window."""
+    from runtime.sources import open_source
+
+    began: float | None = None
+    heard: dict[int, float] = {}
+    with open_source(DEMO) as source:
+        first = next(p for p in source.packets())  # type: ignore[attr-defined]
+        zero = first.arrival or 0.0
+
+    def started(event: Any) -> None:
+        nonlocal began
+        if type(event).__name__ == "Started" and began is None:
+            began = time.monotonic()
+
+    predictions = client.run(DEMO, speed="realtime", observe=started)
+    ends = {}
+    for prediction in predictions:
+        now = time.monotonic()
+        assert began is not None
+        heard.setdefault(prediction.clip, (now - began - (prediction.end_seconds - zero)) * 1e3)
+        ends[prediction.clip] = prediction.end_seconds
+        if now - began >= seconds:
+            break
+    predictions.close()  # type: ignore[attr-defined]
+    return list(heard.values())
+
+
+def made_token(folder: Path) -> str:
+    """A token that the server knows."""
+    command = [sys.executable, "-m", "runtime", "token", "new", "--name", "bench", "--file", str(folder / "tokens.txt")]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def certificates(folder: Path) -> Tls | None:
+    """An authority, a server's, a client's, and a client's that expired yesterday; None without openssl."""
+    if shutil.which("openssl") is None:
+        print("note: openssl is not installed; no TLS, no tokens", file=sys.stderr)
+        return None
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=bench", "-days", "2")
+    (folder / "san.cnf").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    (folder / "ca.cnf").write_text(
+        "[ca]\ndefault_ca=it\n[it]\ndatabase=index.txt\nnew_certs_dir=.\ncertificate=ca.crt\nprivate_key=ca.key\n"
+        "rand_serial=yes\ndefault_md=sha256\npolicy=any\n[any]\ncommonName=supplied\n"
+    )
+    (folder / "index.txt").touch()
+    for who in ("server", "client", "expired"):
+        openssl("req", *key, "-keyout", f"{who}.key", "-out", f"{who}.csr", "-subj", f"/CN={who}")
+        valid = ("-days", "2")
+        if who == "expired":
+            valid = ("-startdate", "20200101000000Z", "-enddate", "20200102000000Z")  # type: ignore[assignment]
+        extra = ("-extfile", "san.cnf") if who == "server" else ()
+        openssl(
+            "ca", "-batch", "-config", "ca.cnf", "-in", f"{who}.csr", "-out", f"{who}.crt", "-notext", *valid, *extra
+        )
+    return Tls(ca=folder / "ca.crt", cert=folder / "client.crt", key=folder / "client.key")
+
+
+# -- what came of it ------------------------------------------------------------------------------------------------
+
+
+def page(told: Kills | None, alone: float, suffered: Sequence[Suffered]) -> list[str]:
+    lines = ["# Faults", ""]
+    if told is not None:
+        once = "every one exactly once" if not (told.missing or told.doubled or told.unknown) else "**not once each**"
+        lines += [
+            f"SIGKILL of the server {told.server} times and of the client {told.client} times, at random moments, over "
+            f"{told.runs} runs of the bundled demo ({told.finals} final predictions each, "
+            f"{told.runs * told.finals} in all): {once} ({told.missing} missing, {told.doubled} twice, {told.unknown} "
+            f"unknown). Labels that differ from an undisturbed run: {told.labels}; predictions over a clip whose state "
+            f"differs: {told.states}; largest difference of a probability elsewhere: {told.largest:.1e}. "
+            f"{told.seconds:.0f} s.",
+            "",
+        ]
+    if suffered:
+        lines += [
+            f"Hostile clients, one at a time, beside a neighbour in real time whose 99th percentile is {alone:.0f} ms "
+            "alone (from the end of a clip to what is said of it):",
+            "",
+            "| client | answered | after s | got rid of MB | neighbour's p99, ratio | server MB before, after | |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {s.name} | {s.status} | {s.seconds:.1f} | {s.sent_mb:.1f} | {s.ratio:.2f} | {s.before_mb:.0f}, "
+            f"{s.after_mb:.0f} | {_verdict(s)} |"
+            for s in suffered
+        ]
+    return lines
+
+
+def _verdict(s: Suffered) -> str:
+    wrong = [] if s.right else ["another status, or late"]
+    wrong += [] if s.ratio <= P99_RATIO else ["neighbour slowed"]
+    wrong += [] if s.flat else ["memory grew"]
+    return ", ".join(wrong) or "as it should be"
+
+
+@contextmanager
+def working_folder(kept: Path | None) -> Iterator[Path]:
+    """Where logs and results of runs lie; gone afterwards unless it was named."""
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50, help="of each; 0 leaves the part out")
+    parser.add_argument("--longest", type=float, default=6.0, help="seconds between two deaths, at most")
+    parser.add_argument("--speed", default="realtime", help="of the disturbed stream")
+    parser.add_argument("--neighbour", type=float, default=20.0, help="seconds that it plays; 0 leaves the part out")
+    parser.add_argument("--attacks", default="", help="with commas; default: all")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="keep logs and results of runs here")
+    parser.add_argument("--dry", action="store_true", help="print, and write nothing")
+    options = parser.parse_args()
+    options.attacks = [part.strip() for part in options.attacks.split(",") if part.strip()]
+    if unknown := set(options.attacks) - set(ATTACKS):
+        parser.error(f"attack {min(unknown)!r} is unknown; known: {', '.join(ATTACKS)}")
+    told, alone, suffered = None, 0.0, []
+    with working_folder(options.folder) as folder:
+        if options.kills:
+            told = kills(options, folder)
+        if options.neighbour:
+            alone, suffered = hostile(options, folder)
+    lines = page(told, alone, suffered)
+    if options.dry:
+        print("\n".join(lines))
+        return
+    values = {
+        "seed": options.seed,
+        "kills": None if told is None else vars(told),
+        "neighbour_p99_ms": alone,
+        "attacks": [vars(s) for s in suffered],
+    }
+    write_results(RESULTS, "faults", values, lines)
+
+
+if __name__ == "__main__":
+    main()
