@@ -297,5 +297,3 @@ def details(error: Any) -> dict[str, Any]:
 def field_of(error: Any) -> str:
     """The field that a BadRequest names."""
     return details(error)["BadRequest"].field_violations[0].field
-
-

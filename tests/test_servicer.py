@@ -285,8 +285,8 @@ def test_a_flooder_is_stopped_by_flow_control_and_held_within_bounds():
             except TimeoutError:
                 pass
             assert sent < len(fat)
-            assert session._held_bytes <= (64 << 10) + 4 * 10_000
-            assert session._held_packets <= 64 + 4
+            assert session._inbox.size <= (64 << 10) + 4 * 10_000
+            assert session._inbox.packets <= 64 + 4
             assert len(held.submitted) <= settings.in_flight + 1
             assert (await talk(server, whole())).code == "OK"
             call.cancel()
@@ -364,5 +364,73 @@ def test_a_call_whose_deadline_passes_takes_its_work_off_the_device():
             while not dispatcher.detached:
                 await asyncio.sleep(0.01)
             assert server.service.kept == 0
+
+    run(scenario)
+
+
+def test_an_unknown_bundle_head_or_codec_is_said_by_its_field():
+    async def scenario() -> None:
+        async with serving() as server:
+            for request, code, field in [
+                (config(bundle="nobody"), "NOT_FOUND", "bundle"),
+                (config(heads=["nose"]), "INVALID_ARGUMENT", "heads[0]"),
+                (config(codecs=[pb.CodecConfig(modality=1, codec="gif")]), "INVALID_ARGUMENT", "codecs[0].time_base"),
+            ]:
+                heard = await talk(server, [request])
+                assert (heard.code, field_of(heard.error)) == (code, field)
+
+    run(scenario)
+
+
+def test_a_byte_a_second_holds_no_stream_and_no_more_than_its_connection():
+    async def scenario() -> None:
+        preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        async with serving() as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            for byte in preface[:5]:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0.02)
+            assert server.service.streams == 0
+            assert (await talk(server, whole())).code == "OK"
+            writer.write(b"\x00" * 10_000)  # and now nonsense
+            await writer.drain()
+            assert await asyncio.wait_for(reader.read(), 5) is not None  # cut off
+            writer.close()
+            assert (await talk(server, whole())).code == "OK"
+
+    run(scenario)
+
+
+def test_a_message_that_is_no_message_ends_its_call_only():
+    async def scenario() -> None:
+        async with serving() as server, grpc.aio.insecure_channel(server.where) as channel:
+            raw = channel.stream_stream("/legato.v1.InferenceService/Stream")
+            call = raw()
+            await call.write(b"\xff\xff\xff\xff random bytes")
+            heard = await hear(call)
+            assert heard.code in ("INTERNAL", "INVALID_ARGUMENT", "UNKNOWN", "FAILED_PRECONDITION")
+            assert (await talk(server, whole())).code == "OK"
+
+    run(scenario)
+
+
+def test_many_streams_at_once_keep_to_themselves():
+    """A canary: each stream has a loss of its own, and every prediction shows its own and no other."""
+
+    async def scenario() -> None:
+        async with serving() as server:
+            losses = [n for n in range(8)]
+            packets = stream(4.0)
+            requests = []
+            for n in losses:
+                kept = [p for p in packets if not (p.modality == "audio" and p.seq // 20 == n + 1)]
+                requests.append([config(), *in_batches(kept), *ends()])
+            heard = await asyncio.gather(*(talk(server, r) for r in requests))
+            for n, said in zip(losses, heard, strict=True):
+                lost = [r.clip for r in said.of("clip_report") if r.modalities["audio"].state != pb.CLIP_STATE_OBSERVED]
+                assert lost == [n + 1]
+                assert {p.stream for p in said.of("prediction")} == {said.started.stream}
+            assert len({said.started.stream for said in heard}) == 8
 
     run(scenario)

@@ -35,9 +35,7 @@ def serve(
     ] = False,
     max_streams: Annotated[int, typer.Option(min=1, help="Clients at once; one more is asked to come again.")] = 64,
     metrics: Annotated[str, typer.Option(help="HOST:PORT of /metrics and /healthz; default: none.")] = "",
-    record: Annotated[
-        Path | None, typer.Option(help="Keep the packets of clients who consent in this folder.")
-    ] = None,
+    record: Annotated[Path | None, typer.Option(help="Keep the packets of clients who consent in this folder.")] = None,
     record_gb: Annotated[float, typer.Option(min=0.001, help="All recordings together; the oldest go first.")] = 10.0,
     record_hours: Annotated[float, typer.Option(min=0.001, help="Recordings older than this go.")] = 168.0,
     record_stream_gb: Annotated[float, typer.Option(min=0.001, help="One recording; it ends there.")] = 1.0,

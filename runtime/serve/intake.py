@@ -143,4 +143,3 @@ class Intake:
                 "decode_budget",
                 None,
             )
-

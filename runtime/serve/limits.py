@@ -354,4 +354,3 @@ def refuse_batch(count: int, limits: Limits) -> Refused | None:
     if count <= limits.batch:
         return None
     return invalid("packets", f"{count} packets in one message; at most {limits.batch}", "batch")
-

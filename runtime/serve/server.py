@@ -1,9 +1,9 @@
 """Server: bundles, models, sessions, ports and their ends, put together.
 
-    server = Server(ServeConfig(bundles=("talk",), listen="127.0.0.1:0"))
-    port = await server.start()      # models are warm, health says SERVING
-    await server.drain()             # NOT_SERVING, GoingAway to every stream, then the grace
-    await server.stop()
+server = Server(ServeConfig(bundles=("talk",), listen="127.0.0.1:0"))
+port = await server.start()      # models are warm, health says SERVING
+await server.drain()             # NOT_SERVING, GoingAway to every stream, then the grace
+await server.stop()
 """
 
 import asyncio
@@ -340,4 +340,3 @@ def _keeper(config: ServeConfig, observer: Observer) -> Any:
     assert config.record is not None
     limits: dict[str, Any] = dict(config.record_limits)
     return Keeper(config.record, observer=observer, **limits)
-

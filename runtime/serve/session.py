@@ -4,16 +4,14 @@
     (event     (bounded) (a thread (event   (model        (event     (bounded)
      loop)               of a pool) loop)    thread)       loop)
 
-Everything here runs in the event loop's thread but ``_work``, which runs in the pool, once at a time. A packet's
-arrival is the moment its message was read, on a clock that stands still while *we* do not read (our queues are full)
-or nobody is connected: what we made wait is not late. Flow control is the whole receive policy: a full inbox is not
-read from, so a flooder waits in its own buffers, and nothing that was read is dropped. At most ``in_flight`` clips of a
-stream wait for the model.
+Everything here runs in the event loop's thread but ``_work`` and ``_count``, which run in the pool, one at a time. A
+packet's arrival is the moment its message was read, on a clock that stands still while *we* do not read (our queues
+are full) or nobody is connected: what we made wait is not late. Flow control is the whole receive policy: a full inbox
+is not read from, so a flooder waits in its own buffers, and nothing that was read is dropped. At most ``in_flight``
+clips of a stream wait for the model.
 """
 
 import asyncio
-import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,6 +31,7 @@ from runtime.serve.answers import (
     stats_to_wire,
 )
 from runtime.serve.convert import MODALITY_FROM_WIRE
+from runtime.serve.inbox import Inbox, Turn
 from runtime.serve.intake import Intake
 from runtime.serve.limits import Limits, Plan, check_codec, refuse_batch
 from runtime.serve.offer import Offer
@@ -45,8 +44,6 @@ from runtime.stream import FINAL, Stream
 __all__ = ["Session", "Settings"]
 
 log = logs.of(__name__)
-
-SLICE = 0.02  # seconds that a stream may hold a thread of the pool while others wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,30 +58,6 @@ class Settings:
     report_interval: float = 2.0  # between StreamStats
     outbox: int = 256  # responses that wait for a client to read
     limits: Limits = field(default_factory=Limits)
-
-
-@dataclass(slots=True)
-class _Item:
-    """One thing for the worker to do."""
-
-    act: Callable[..., list[Clip]]
-    arguments: tuple[Any, ...] = ()
-    size: int = 0  # bytes
-    packets: int = 0
-
-
-@dataclass(slots=True)
-class _Turn:
-    """What one turn of the worker gave."""
-
-    life: int  # of the inbox, when it began
-    clips: list[tuple[Clip, dict[str, int]]] = field(default_factory=list)  # and what they make unnecessary
-    stats: StreamStats | None = None
-    size: int = 0
-    packets: int = 0
-    deadline: float | None = None
-    finished: bool = False
-    failure: Refused | None = None
 
 
 class Session:
@@ -120,9 +93,7 @@ class Session:
         self._progress = Progress(stream.name, windows.clips, windows.lookahead, plan.resumption)
         self._pace = Pace(settings.answer_within)
         self._intake = Intake(stream.receiver, plan.info, settings.limits, self.observer, tap)
-        self._inbox: deque[_Item] = deque()
-        self._held_bytes = self._held_packets = 0
-        self._life = 0  # +1 when the inbox is thrown away
+        self._inbox = Inbox(self._intake, stream.name, packets=settings.inbox_packets, size=settings.inbox_bytes)
         self._working = self._finished = False
         self._in_flight = 0
         self._closed: dict[int, tuple[float, float]] = {}  # clip -> when it closed, how long it had waited by then
@@ -172,7 +143,7 @@ class Session:
         self.outbox.rewind(plan.resumption.next_clip if plan.resumption is not None else None)
         self._empty()
         self._clock.pause("again")  # until something comes that had not been read before
-        self._put(_Item(self._intake.rewind))
+        self._put(self._intake.rewind)
 
     def detach(self, connection: int) -> bool:
         """A connection ended; True if it was the one that is served.
@@ -232,9 +203,7 @@ class Session:
         self._report(self._intake.stats())
 
     def _empty(self) -> None:
-        self._life += 1
-        self._inbox.clear()
-        self._held_bytes = self._held_packets = 0
+        self._inbox.empty()
         self.readable.set()
 
     def _wake(self) -> None:
@@ -246,7 +215,7 @@ class Session:
     @property
     def room(self) -> bool:
         """Whether more may be read."""
-        return self._held_packets < self.settings.inbox_packets and self._held_bytes < self.settings.inbox_bytes
+        return self._inbox.room
 
     def wait(self) -> None:
         """Our queues are full: nothing is read, and time stands still, until ``readable``."""
@@ -279,7 +248,7 @@ class Session:
         """The client closed its side: as if it had ended every modality."""
         self._said |= set(self.plan.info.codecs)
         if not self._finished:
-            self._put(_Item(self._intake.finish))
+            self._put(self._intake.finish)
 
     def _packets(self, batch: pb.PacketBatch) -> None:
         refused = refuse_batch(len(batch.packets), self.settings.limits)
@@ -292,17 +261,14 @@ class Session:
                 self._clock.go("again")
         arrival = self._clock.now()
         for wire in batch.packets:
-            size = len(wire.payload)
-            self._inbox.append(_Item(self._intake.packet, (wire, arrival), size, 1))
-            self._held_bytes += size
-        self._held_packets += len(batch.packets)
+            self._inbox.put(self._intake.packet, wire, arrival, size=len(wire.payload), packets=1)
         self._schedule()
 
     def _codec(self, wire: pb.CodecConfig) -> None:
         modality, codec = check_codec("codec", wire, self.settings.limits)
         if modality not in self.plan.info.codecs:
             raise invalid("codec.modality", f"the stream has no {modality} track; name it in StreamConfig.codecs")
-        self._put(_Item(self._intake.change, (modality, codec, self._clock.now()), len(codec.extradata), 1))
+        self._put(self._intake.change, modality, codec, self._clock.now(), size=len(codec.extradata), packets=1)
 
     def _acknowledge(self, ack: pb.Ack) -> None:
         stream, epoch, clip, head, revision = key_from_wire(ack.prediction)
@@ -320,12 +286,10 @@ class Session:
             raise out_of_order(f"end_of_stream: a second one of {modality}; a modality ends once", "end_of_stream")
         self._said.add(modality)
         if not self._finished:
-            self._put(_Item(self._intake.end, (modality, end.last_seq if end.HasField("last_seq") else None)))
+            self._put(self._intake.end, modality, end.last_seq if end.HasField("last_seq") else None)
 
-    def _put(self, item: _Item) -> None:
-        self._inbox.append(item)
-        self._held_bytes += item.size
-        self._held_packets += item.packets
+    def _put(self, act: Callable[..., list[Clip]], *arguments: Any, size: int = 0, packets: int = 0) -> None:
+        self._inbox.put(act, *arguments, size=size, packets=packets)
         self._schedule()
 
     # -- time ---------------------------------------------------------------------------------------------------------
@@ -341,7 +305,7 @@ class Session:
         elif not (self._inbox or self._working or self._finished):
             local = self._clock.now()
             if self._deadline is not None and self._deadline <= local and not self.draining:
-                self._put(_Item(self._intake.advance, (local,)))
+                self._put(self._intake.advance, local)
             elif now >= self._next_stats:
                 self._next_stats = now + self.settings.report_interval
                 self._working = True
@@ -356,49 +320,16 @@ class Session:
             self._submit(self._work)
 
     def _work(self) -> None:
-        """Do what is in the inbox, in order, until a clip closed or others should have their turn."""
-        turn, until, began = _Turn(self._life), time.perf_counter() + SLICE, time.thread_time()
-        try:
-            while not turn.clips and (item := self._next()) is not None:
-                turn.size += item.size
-                turn.packets += item.packets
-                turn.clips = [(clip, self._intake.needed(clip)) for clip in item.act(*item.arguments)]
-                if time.perf_counter() >= until:
-                    break
-            self._intake.cpu += time.thread_time() - began
-            self._intake.check_budget()
-            turn.deadline, turn.finished = self.stream.receiver.next_deadline, self._intake.finished
-        except Refused as refused:
-            turn.failure = refused
-        except Exception as error:
-            turn.failure = self._mistake(error)
-        self._post(self._worked, turn)
+        self._post(self._worked, self._inbox.work())
 
     def _count(self) -> None:
-        turn = _Turn(self._life, deadline=self._deadline)
-        try:
-            turn.stats = self._intake.stats()
-        except Exception as error:
-            turn.failure = self._mistake(error)
-        self._post(self._worked, turn)
-
-    def _next(self) -> _Item | None:
-        try:
-            return self._inbox.popleft()
-        except IndexError:  # empty, or emptied this moment
-            return None
-
-    def _mistake(self, error: Exception) -> Refused:
-        log.exception("the server failed a stream", stream=self.ident)
-        return failed(f"the server made a mistake with this stream ({type(error).__name__}); it was logged")
+        self._post(self._worked, self._inbox.count(self._deadline))
 
     # -- what came of it ----------------------------------------------------------------------------------------------
 
-    def _worked(self, turn: _Turn) -> None:
+    def _worked(self, turn: Turn) -> None:
         self._working = False
-        if turn.life == self._life:
-            self._held_bytes -= turn.size
-            self._held_packets -= turn.packets
+        self._inbox.settle(turn)
         if self.ended:
             return
         self._deadline = turn.deadline
