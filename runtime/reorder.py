@@ -5,6 +5,7 @@ this place they are not checked yet, and B frames come out of their order. What 
 ``Hole`` where numbers were given up.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -45,9 +46,10 @@ class ReorderBuffer:
         self._delay, self._capacity = delay, capacity
         self._first = 0
         self._next: int | None = None
-        self._queue: dict[int, Arrived] = {}  # in order of arrival
+        # Ordered ones: a plain dict that loses its first entries takes ever longer to find the next.
+        self._queue: OrderedDict[int, Arrived] = OrderedDict()  # in order of arrival
         self._numbers: list[int] = []  # heap
-        self._missing: dict[int, None] = {}  # oldest first
+        self._missing: OrderedDict[int, None] = OrderedDict()  # oldest first
 
     @property
     def next_deadline(self) -> float | None:
@@ -99,7 +101,7 @@ class ReorderBuffer:
         for number in range(max(first, then - REMEMBERED), then):
             self._missing[number] = None
         while len(self._missing) > REMEMBERED:
-            del self._missing[next(iter(self._missing))]
+            self._missing.popitem(last=False)
         self._next = then
         return [Hole(first, then - first, at), *self._run()]
 

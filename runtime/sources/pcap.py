@@ -23,6 +23,7 @@ from runtime.sources.rtp_udp import read_sdp
 __all__ = ["CaptureSource", "recorded_frames"]
 
 MOST_RECORD = 1 << 20  # bytes of one record; a frame has 64 kB at most
+MOST_STEP = 600.0  # seconds between two records; a longer one is a clock that was set
 MOST_FLOWS = 1024  # UDP flows that are looked at
 PURE = 0.9  # share of a flow's datagrams that must parse as RTP
 
@@ -67,8 +68,7 @@ class CaptureSource:
         """Every frame, with the arrival time of the RTP packet that completed it, in seconds since the first record."""
         session = self.session = RtpSession(self._formats, self._delay)
         now = 0.0
-        for at, datagram in _datagrams(self._path, lambda _: None):
-            now = max(now, at)
+        for now, datagram in _datagrams(self._path, lambda _: None):
             channel = self._channels.get(datagram.flow)
             if channel is not None or is_rtcp(datagram.payload):
                 yield from session.receive(datagram.payload, now, -1 if channel is None else channel)
@@ -160,15 +160,38 @@ def _datagrams(path: Path, note: Callable[[str], None]) -> Iterator[tuple[float,
                 f"{path} was captured on a link of type {datagrams.link}, which is not read; "
                 "capture on Ethernet, loopback or any (Linux)"
             )
-        start: float | None = None
-        for at, frame in recorded_frames(reader, note):
-            start = at if start is None else start
+        times = _RecordTimes()
+        for stamp, frame in recorded_frames(reader, note):
+            at = times.since_first(stamp)
             datagram = datagrams.read(frame)
             if datagram is not None:
-                yield at - start, datagram
+                yield at, datagram
         datagrams.finish()
+        if times.jumps:
+            many = "once" if times.jumps == 1 else f"{times.jumps} times"
+            note(f"the capture's clock jumps {many} by more than {MOST_STEP:g} s; jumps are left out")
         if datagrams.fragments_lost:
             note(f"{datagrams.fragments_lost} datagrams lack a fragment")
+
+
+class _RecordTimes:
+    """Seconds since the first record, never going back. A leap of the capture's clock is none of the network's."""
+
+    def __init__(self) -> None:
+        self.jumps = 0
+        self._zero: float | None = None
+        self._now = 0.0
+
+    def since_first(self, stamp: float) -> float:
+        if self._zero is None:
+            self._zero = stamp
+        at = stamp - self._zero
+        if not abs(at - self._now) <= MOST_STEP:
+            self.jumps += 1
+            self._zero += at - self._now
+            at = self._now
+        self._now = max(self._now, at)
+        return self._now
 
 
 def recorded_frames(reader: Any, note: Callable[[str], None]) -> Iterator[tuple[float, bytes]]:

@@ -113,7 +113,7 @@ def open_source(
     name: str | None = None,
     clip_seconds: float = 0.4,
 ) -> Source:
-    """Open a local media file or packet recording (``*.legato``).
+    """Open a local media file, packet recording (``*.legato``) or capture of RTP (``*.pcap``, ``*.pcapng``).
 
     Args:
         loss: a profile or trace (``imputation.profiles.open_profile``) to lose packets by; ``seed`` repeats it exactly.
@@ -241,6 +241,8 @@ def _open(path: Path, tracks: Tracks | None, name: str | None) -> Source:
 def _local(target: str | os.PathLike[str]) -> Path:
     """A path of this machine; addresses of any kind are refused, so that no file name reaches the network."""
     text = os.fspath(target)
+    if text.lower().startswith("rtp:") or text.lower().endswith(".sdp"):
+        raise SourceError(f"{text} is a live stream, not a recording; use legato live --camera {text}")
     if "://" in text and not Path(text).exists():
         raise SourceError(f"{text} is an address, not a local path; download the file first")
     if not text or "\0" in text:
@@ -261,7 +263,7 @@ def _config(track: object) -> CodecConfig:
 
 
 def _media_in(folder: Path) -> list[Path]:
-    suffixes = MEDIA_SUFFIXES | {RECORDING_SUFFIX}
+    suffixes = MEDIA_SUFFIXES | {RECORDING_SUFFIX, *CAPTURE_SUFFIXES}
     try:
         return sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
     except OSError as error:
