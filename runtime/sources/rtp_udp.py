@@ -103,6 +103,7 @@ class RtpSource(LivePackets):
         self._ready: deque[Packet | Decision] = deque()
         self._lost: set[str] = set()  # modalities whose sender is silent
         self._newest = clock.now()  # when the newest datagram came
+        self._told = float("-inf")  # up to when the reader knows that nothing came
         self._closed = False
 
     @property
@@ -137,8 +138,11 @@ class RtpSource(LivePackets):
             self._ready.extend(replace(item, arrival=now) for item in self.session.advance(now))
             self._look(now)
             if not self._ready and (now >= until or self._closed or self.ended):
+                self._told = now
                 return None
-        return self._ready.popleft()
+        item = self._ready.popleft()
+        # Who was told that nothing had come by then has let its clock run on; nothing may come before that.
+        return item if item.arrival is None or item.arrival >= self._told else replace(item, arrival=self._told)
 
     def close(self) -> None:
         """Let go of the sockets, within a second."""
