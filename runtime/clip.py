@@ -135,6 +135,10 @@ class ClipAssembler:
         The cell before the oldest may still spill a packet's tail into it.
         """
         index = time // self.length
+        if index >= self.next_cell and not late:  # as nearly always
+            fate = Fate(modality, seq, index)
+            self._cell(index).fates.append(fate)
+            return fate
         fate = Fate(modality, seq, index, late=late or index < self.next_cell)
         home = max(index, self._oldest)
         if home - index > 1 or (home in self._cells and self._cells[home].frozen):
@@ -147,8 +151,7 @@ class ClipAssembler:
         self, time: int, duration: int, pixels: NDArray[np.uint8], damaged: bool, severity: float, fates: Sequence[Fate]
     ) -> None:
         """A decoded frame; ``duration`` in flicks, 0 where unknown."""
-        seqs = tuple(f.seq for f in fates)
-        piece = self.tracks["video"].add(time, duration, pixels, damaged, severity, seqs)
+        piece = self.tracks["video"].add(time, duration, pixels, damaged, severity)
         self._enter("video", piece, time, time + piece.hold, fates)
 
     def block(
@@ -158,8 +161,7 @@ class ClipAssembler:
         if not len(samples):
             return
         start = self._unit("audio", time)
-        seqs = tuple(f.seq for f in fates)
-        piece = self.tracks["audio"].add(start, samples, damaged, severity, seqs)
+        piece = self.tracks["audio"].add(start, samples, damaged, severity)
         self._enter("audio", piece, piece.start, piece.end, fates)
 
     def gap(self, modality: str, start: int | None, end: int | None) -> None:
@@ -262,11 +264,13 @@ class ClipAssembler:
     def _enter(self, modality: str, piece: Piece, start: int, end: int, fates: Sequence[Fate]) -> None:
         """Note where a piece fell; into closed cells it comes as a repair."""
         length = self.tracks[modality].length
-        first, last = start // length, max(end - 1, start) // length
+        first, last = start // length, (end - 1 if end > start else start) // length
         for fate in fates:
             fate.decoded = True
-            fate.last = max(fate.last, last)
-            fate.damaged = fate.damaged or piece.damaged
+            if last > fate.last:
+                fate.last = last
+            if piece.damaged:
+                fate.damaged = True
         if piece.damaged or first >= self.next_cell:
             return
         for k in range(max(first, self._oldest), min(last + 1, self.next_cell)):

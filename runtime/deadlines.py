@@ -25,6 +25,7 @@ class Deadlines:
         self.ends = math.inf  # no clip is open
         self.untimed = False  # packets carry no arrival times
         self._heard = -math.inf  # when the newest packet came through
+        self._quiet_until = -math.inf  # nothing is due before, as long as every packet simply goes on
 
     def hear(self, lane: Lane, now: float) -> bool:
         """A packet of a modality came through; True if that had been silent, or never heard."""
@@ -37,19 +38,37 @@ class Deadlines:
                     other.silent_at = now + SILENT_SECONDS
         return news
 
+    def disturb(self) -> None:
+        """Something happened that may bring a deadline nearer."""
+        self._quiet_until = -math.inf
+
+    def hear_again(self, lane: Lane, now: float) -> None:
+        """``hear`` for a modality that was heard before and is waited for."""
+        lane.silent_at = now + SILENT_SECONDS
+        self._heard = now
+
     def miss(self, lane: Lane) -> None:
         """A modality was silent for too long."""
         lane.silent, lane.silent_at = True, None
 
     def nothing_due(self, now: float) -> bool:
-        """A quick no, right for nearly every packet: nobody waits for a hole, and the next clip has not ended."""
-        lead = math.inf
+        """A quick no, right for nearly every packet: nobody waits for a hole, and the next clip has not ended.
+
+        It holds until some moment, as long as packets simply go on: silence and the end of the next clip then only move
+        further away. Whatever else happens must be told: ``disturb``.
+        """
+        if now < self._quiet_until:
+            return True
+        lead = silent_at = math.inf
         for lane in self._lanes:
-            if lane.jitter.stats.queued or (lane.silent_at is not None and lane.silent_at <= now):
+            if lane.jitter.stats.queued:
                 return False
+            if lane.silent_at is not None and lane.silent_at < silent_at:
+                silent_at = lane.silent_at
             if lane.lead < lead:
                 lead = lane.lead
-        return now < self.ends + lead + (PATIENCE if self.untimed else 0.0)
+        self._quiet_until = min(silent_at, self.ends + lead + (PATIENCE if self.untimed else 0.0))
+        return now < self._quiet_until
 
     def next(self, assembler: ClipAssembler | None) -> tuple[float, Lane | None] | None:
         """The earliest of: a hole given up, a modality given up (its lane), a clip whose time has come (None)."""

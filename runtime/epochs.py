@@ -53,6 +53,22 @@ class CaptureClocks:
         self._step: dict[str, int] = {}  # usual flicks from one number to the next
         self._behind: dict[str, float] = {}  # modality still on the old epoch's clock -> since when
 
+    def follow(self, packet: Packet, raw: int, duration: int) -> int | None:
+        """``place`` for a packet whose clock simply goes on; None, and nothing changes, if that takes a closer look."""
+        last = self._last.get(packet.modality)
+        if last is None or self._behind:
+            return None
+        difference = raw - last.time
+        if not -JUMP <= difference <= JUMP:
+            return None
+        if difference > 0 and packet.seq == last.seq + 1:
+            self._step[packet.modality] = difference
+        last.time, last.seq, last.duration, last.arrival = raw, packet.seq, duration, packet.arrival
+        time = raw + self.shift.get(packet.modality, 0)
+        if self.front is None or time > self.front:
+            self.front = time
+        return time
+
     def place(self, packet: Packet, raw: int, duration: int, now: float) -> tuple[int, Step]:
         """The time of a packet on the stream's axis, and what it means. Packets come in order, per modality.
 
@@ -68,9 +84,7 @@ class CaptureClocks:
                 return self._jump(modality, raw)
         else:
             difference, following = raw - last.time, packet.seq == last.seq + 1
-            jumped = not -JUMP <= difference <= JUMP and (
-                self._far(time) or self._unexplained(packet, raw, time, last)
-            )
+            jumped = not -JUMP <= difference <= JUMP and (self._far(time) or self._unexplained(packet, raw, time, last))
             last.time, last.seq, last.duration, last.arrival = raw, packet.seq, duration, packet.arrival
             if jumped:
                 return self._jump(modality, raw)

@@ -79,7 +79,10 @@ class AdaptiveDelay:
 
     def update(self, packet: Packet, now: float) -> None:
         """Learn from one arrival, in order of arrival."""
-        sent = packet.decode_seconds
+        self.learn(packet.decode_seconds, now)
+
+    def learn(self, sent: float, now: float) -> None:
+        """Learn from the arrival at ``now`` of what was sent at ``sent``, seconds."""
         if sent == self._last_sent:
             return
         if self._last_sent is not None:
@@ -105,6 +108,8 @@ class TransitFloor:
             self._start = now
         if now - self._start >= self.seconds:
             self._start, self._previous, self._current = now, self._current, float("inf")
+        elif now - capture >= self._current:
+            return  # as nearly always
         self._current = min(self._current, now - capture)
         self.value = min(self._current, self._previous)
 
@@ -209,6 +214,20 @@ class JitterBuffer:
             out += self.poll(now)
         self.stats.queued = len(self._queue)
         return out
+
+    def lets_through(self, packet: Packet) -> bool:
+        """Whether ``push`` would hand this packet out at once, alone: nothing waits, and it is the next."""
+        return packet.seq == self._next and not self._queue
+
+    def pass_through(self, packet: Packet, seconds: float, sent: float, now: float) -> None:
+        """``push`` for a packet that ``lets_through`` approves; its capture and decode time are known, in seconds."""
+        if self._transit is not None:
+            self._transit.update(seconds, now)
+        if isinstance(self._delay, AdaptiveDelay):
+            self._delay.learn(sent, now)
+        self.stats.received += 1
+        self.stats.delivered += 1
+        self._last, self._next = packet, packet.seq + 1
 
     def poll(self, now: float) -> list[Packet | Gap | Late]:
         """What is ready at ``now``: gaps whose deadline has come, and what was queued behind them."""

@@ -97,9 +97,22 @@ class Lane:
         """Whether a late packet can still be decoded: sound, and pictures that need no other."""
         return self.modality == "audio" or self.config.codec in INTRA_ONLY
 
-    def arrived(self, packet: Packet, now: float) -> None:
-        """Learn from one arrival."""
-        seconds, newest = packet.seconds, self._newest
+    def goes_on(self, packet: Packet) -> bool:
+        """Whether a packet is the next of a lane that runs: in order, of the same time base, and not empty."""
+        return (
+            packet.time_base is self._base
+            and self._scale > 0
+            and self.heard
+            and not self.silent
+            and self.jitter.lets_through(packet)
+            and len(packet.payload) > 0
+        )
+
+    def arrived(self, packet: Packet, now: float, seconds: float | None = None) -> None:
+        """Learn from one arrival; its capture time in ``seconds`` where that is known."""
+        if seconds is None:
+            seconds = packet.seconds
+        newest = self._newest
         self.transit.update(seconds, now)
         if newest is None or seconds > newest:
             if newest is not None and seconds - newest < 1:
@@ -252,4 +265,3 @@ class Lane:
             return
         verdict = flag(frame.seqs[0], corrupt=frame.corrupt)
         frame.damaged, frame.reason, frame.severity = verdict.damaged, verdict.reason, verdict.severity
-

@@ -47,7 +47,7 @@ class Counts:
 
 @dataclass(slots=True)
 class _Open:
-    """What is known of a packet whose fate is not settled."""
+    """What is known of a packet whose fate is not settled, once there is something to know."""
 
     marks: set[str] = field(default_factory=set)
     repaired: bool = False
@@ -59,11 +59,14 @@ class _Open:
         return next((fate for fate in FATES if fate in marks), "unused")
 
 
+_GONE = _Open()  # stands for a packet that was settled, or never came
+
+
 class Ledger:
     """The packets of one modality, from arrival to fate; each number is opened once and settled once."""
 
     def __init__(self) -> None:
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, _Open | None] = {}  # None: it came, and that is all
         self._fates = dict.fromkeys(FATES, 0)
         self._received = 0
         self._lost = 0
@@ -88,7 +91,7 @@ class Ledger:
             return
         self._received += 1
         self._lost -= was_lost and self._lost > 0
-        self._open[seq] = _Open({"late"} if late else set())
+        self._open[seq] = _Open({"late"}) if late else None
 
     def duplicate(self, count: int = 1) -> None:
         """Further copies of packets that have come."""
@@ -107,24 +110,44 @@ class Ledger:
         assert fate in FATES, fate
         for seq in seqs:
             if seq in self._open:
-                self._open[seq].marks.add(fate)
+                self._known(seq).marks.add(fate)
 
     def repair(self, seqs: Iterable[int]) -> None:
         """Late packets that were decoded into a clip after all: they count as used."""
         for seq in seqs:
             if seq in self._open:
-                self._open[seq].repaired = True
+                self._known(seq).repaired = True
 
     def settle(self, seqs: Iterable[int] | None = None) -> None:
         """Nothing more will be known of these packets (None: of any): count their fates."""
         for seq in list(self._open) if seqs is None else seqs:
-            packet = self._open.pop(seq, None)
-            if packet is not None:
+            if seq in self._open:
+                packet = self._open.pop(seq)
+                self._fates["unused" if packet is None else packet.fate()] += 1
+
+    def meet(self, fate: str, seqs: Iterable[int]) -> None:
+        """``mark`` (for ``used``: ``repair``) and ``settle`` in one: a whole clip's packets meet their fate at once."""
+        assert fate in FATES, fate
+        known, met = self._open, 0
+        for seq in seqs:
+            packet = known.pop(seq, _GONE)
+            if packet is None:
+                met += 1
+            elif packet is not _GONE:
+                packet.marks.add(fate)
+                packet.repaired |= fate == "used"
                 self._fates[packet.fate()] += 1
+        self._fates[fate] += met
 
     def settle_through(self, seq: int) -> None:
         """``settle`` every open packet numbered ``seq`` or less."""
         self.settle([open_seq for open_seq in self._open if open_seq <= seq])
+
+    def _known(self, seq: int) -> _Open:
+        packet = self._open[seq]
+        if packet is None:
+            packet = self._open[seq] = _Open()
+        return packet
 
     def _settle_new(self, fate: str, count: int) -> None:
         self._received += count
@@ -140,12 +163,7 @@ class Ledgers(dict[str, Ledger]):
 
     def settle(self, modality: str, outcome: str, seqs: list[int]) -> None:
         """These packets have met their fate."""
-        ledger = self[modality]
-        if outcome == "used":
-            ledger.repair(seqs)  # used, even if late
-        else:
-            ledger.mark(seqs, outcome)
-        ledger.settle(seqs)
+        self[modality].meet(outcome, seqs)
 
     def as_dict(self) -> dict[str, dict[str, int]]:
         """Counts by modality."""

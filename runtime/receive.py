@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -27,26 +26,12 @@ from runtime.jitter import AdaptiveDelay, Late
 from runtime.lane import Lane, build_parts
 from runtime.metrics import Ledgers
 from runtime.packet import MODALITIES, Decision, Gap, Packet, StreamInfo
+from runtime.questions import Event, Questions
 
 __all__ = ["Event", "Receiver"]
 
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Something that happened to the stream: epoch, started, ended, absent, remap, shifted, format, device, decision.
-
-    ``arrival`` is when, in seconds on the receiver's clock; ``clip`` the next clip to close then.
-    """
-
-    kind: str
-    modality: str
-    arrival: float
-    clip: int
-    detail: str = ""
-
-
-class Receiver:
+class Receiver(Questions):
     """All that a stream needs left of the engine; see the module's docstring for its law.
 
     delay: seconds of playout delay, or an AdaptiveDelay of which each modality gets a copy; lookahead: clips after
@@ -104,13 +89,50 @@ class Receiver:
         if at is None:
             self.ledger[item.modality].malformed()
             return []
+        if lane is not None and self._deadlines.nothing_due(at) and self._goes_straight(lane, item, at):
+            return self._closed_by(lane)
         out = self.advance(at)
         if lane is None:  # no such track was chosen
             self.ledger[item.modality].receive(item.seq)
             self.ledger.settle(item.modality, "unused", [item.seq])
             return out
         self._now = max(self._now, at)
-        return out + self._take(lane, self._order(lane, item))
+        out += self._take(lane, self._order(lane, item))
+        self._deadlines.disturb()
+        return out
+
+    def _goes_straight(self, lane: Lane, packet: Packet, at: float) -> bool:
+        """The way of nearly every packet from its arrival to its decoder, in one pass; False, and nothing has changed,
+        if it is not one of them.
+
+        It is one if nothing falls due before it, it is the next of its lane, no hole is waited for, and its clock goes
+        on. Then it does what ``_order`` and ``_deliver`` would, step for step, and leaves out the questions whose
+        answers are known: tests/test_straight.py holds one way against the other.
+        """
+        if self._assembler is None or not lane.goes_on(packet):
+            return False
+        raw, lasts = lane.flicks(packet.capture_time, packet.time_base), lane.length_of(packet)
+        placed = self._clocks.follow(packet, raw, lasts if packet.duration else 0)
+        if placed is None:
+            return False
+        if at > self._now:
+            self._now = at
+        seconds, sent = packet.seconds, packet.decode_seconds
+        lane.jitter.pass_through(packet, seconds, sent, self._now)
+        self.ledger[lane.modality].receive(packet.seq)
+        self._deadlines.hear_again(lane, self._now)
+        least = lane.transit.value
+        lane.arrived(packet, self._now, seconds)
+        if lane.transit.value != least:
+            self._deadlines.disturb()
+        fate = self._assembler.packet(lane.modality, packet.seq, placed - self._origin)
+        if packet.arrival is not None:
+            self._measure(lane, packet)
+        if lane.hole_before(packet) and lane.last_end is not None:
+            self._assembler.gap(lane.modality, lane.last_end - self._origin, placed - self._origin)
+        lane.last_end = placed + lasts
+        self._decode(lane, packet, fate, False, placed - self._origin)
+        return True
 
     def advance(self, now: float) -> list[Clip]:
         """Let time pass to ``now``: every packet that arrived until then has been pushed. Clips that closed."""
@@ -128,6 +150,7 @@ class Receiver:
                 out += self._close_complete()
             else:
                 out += self._take(lane, lane.jitter.poll(at))
+        self._deadlines.disturb()
         return out
 
     def finish(self) -> list[Clip]:
@@ -139,53 +162,6 @@ class Receiver:
         for lane in self._lanes.values():
             out += self._take(lane, lane.jitter.flush())
         return out + self._end_epoch(list(self._lanes.values()), last=True)
-
-    @property
-    def next_deadline(self) -> float | None:
-        """When ``advance`` will have something to do if nothing more arrives; None = never."""
-        due = self._deadlines.next(self._assembler)
-        return None if due is None else due[0]
-
-    @property
-    def drift_ppm(self) -> float | None:
-        """How much audio's clock runs slow against video's; None until known."""
-        return None if self._drift is None else self._drift.drift_ppm
-
-    @property
-    def av_offset_ms(self) -> float | None:
-        """Audio's least transit time minus video's; None until known."""
-        if self._drift is None or self._clocks.front is None:
-            return None
-        return self._drift.av_offset_ms(self._clocks.front / FLICKS)
-
-    @property
-    def spec_origin(self) -> Fraction | None:
-        """The agreed zero of the clip grid in the epoch that runs (capture time, seconds); None until known."""
-        return self._agreed
-
-    def jitter_ms(self, modality: str) -> float:
-        """Interarrival jitter (RFC 3550, 6.4.1) where the playout delay follows it; else 0."""
-        lane = self._lanes.get(modality)
-        return 0.0 if lane is None else lane.jitter.jitter * 1e3
-
-    def delay_ms(self, modality: str) -> float:
-        """The playout delay now; 0 for a modality without a track."""
-        lane = self._lanes.get(modality)
-        return 0.0 if lane is None else lane.jitter.delay * 1e3
-
-    def needed(self, modality: str, seconds: Fraction | float, epoch: int | None = None) -> int | None:
-        """The highest sequence number that nobody needs any more to rebuild all clips from ``seconds`` on.
-
-        A fresh receiver with the origin ``spec_origin``, fed only the packets above it, gives the same clips; but in an
-        open group of H.264 it judges further losses more strictly, until the next IDR picture.
-        ``seconds`` is capture time, of the epoch that runs unless another is named. None: everything may be needed.
-        """
-        lane = self._lanes.get(modality)
-        if lane is None:
-            return None
-        if epoch is None:
-            epoch = self._epoch if self._assembler is not None else max(self._epoch - 1, 0)
-        return lane.entries.needed(epoch, round(seconds * FLICKS))
 
     def _order(self, lane: Lane, packet: Packet) -> list[Any]:
         """Through the jitter buffer, and into the ledger."""
@@ -211,9 +187,14 @@ class Receiver:
                 self._late(lane, item)
             else:
                 out += self._deliver(lane, item)
-                if self._assembler is not None and (self._assembler.complete(lane.modality) or self._assembler.mended):
-                    out += self._close_complete()
+                out += self._closed_by(lane)
         return out
+
+    def _closed_by(self, lane: Lane) -> list[Clip]:
+        """The clips that the packet delivered last in a lane completed, or mended."""
+        if self._assembler is not None and (self._assembler.complete(lane.modality) or self._assembler.mended):
+            return self._close_complete()
+        return []
 
     def _deliver(self, lane: Lane, packet: Packet) -> list[Clip]:
         """A packet in its order: place it on the grid, judge it, decode it, lay down what came out."""
@@ -453,6 +434,7 @@ class Receiver:
     def _remap(self, offset: Fraction, ppm: float) -> None:
         self._clocks.correct("audio", offset.numerator * FLICKS // offset.denominator)
         self._lanes["audio"].shift = self._clocks.shift["audio"]
+        self._deadlines.disturb()
         self._event("clock_remap", "audio", f"offset {float(offset) * 1e3:.3f} ms, drift {ppm:.0f} ppm")
 
     def _decide(self, decision: Decision) -> list[Clip]:

@@ -34,7 +34,6 @@ class Piece:
     content: NDArray[Any] | None  # picture or samples; None = silence that needed no packet
     damaged: bool = False
     severity: float = 0.0  # 0 to 1, how bad the damage is thought to be
-    seqs: tuple[int, ...] = ()
     hold: int = 0  # how long the piece lasts if nothing follows
 
 
@@ -142,11 +141,9 @@ class VideoTrack(Track):
         self._steps: deque[int] = deque(maxlen=STEPS)
         self._trusted = True  # no frame ever came before the one on screen was to end
 
-    def add(
-        self, start: int, duration: int, content: Any, damaged: bool, severity: float, seqs: tuple[int, ...]
-    ) -> Piece:
+    def add(self, start: int, duration: int, content: Any, damaged: bool, severity: float) -> Piece:
         """A decoded frame; ``duration`` 0 where unknown."""
-        piece = Piece(start, start, content, damaged, severity, seqs, duration or self.period)
+        piece = Piece(start, start, content, damaged, severity, duration or self.period)
         piece.end = start + piece.hold
         place = self._place(start)
         if place and self.pieces[place - 1].start == start:  # the same frame again: the better one stays
@@ -207,11 +204,13 @@ class AudioTrack(Track):
         self._slop = max(int(SLOP * spec.sample_rate), 1)
         self._fade = int(FADE_SECONDS * spec.sample_rate)
 
-    def add(
-        self, start: int, samples: NDArray[np.float32], damaged: bool, severity: float, seqs: tuple[int, ...]
-    ) -> Piece:
+    def add(self, start: int, samples: NDArray[np.float32], damaged: bool, severity: float) -> Piece:
         """A decoded block."""
-        piece = Piece(start, start + len(samples), samples, damaged, severity, seqs)
+        piece = Piece(start, start + len(samples), samples, damaged, severity)
+        if self.pieces and start == self.pieces[-1].end:  # as nearly always
+            self.pieces.append(piece)
+            self._advance(piece.end)
+            return piece
         place = self._place(start)
         if place:
             self._join(self.pieces[place - 1], piece, place)

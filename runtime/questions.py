@@ -1,0 +1,87 @@
+"""What can be asked of a receiver while it runs, and the events that it tells of itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from encoders.clips import FLICKS
+from runtime.clip import ClipAssembler
+from runtime.clock import DriftMonitor
+from runtime.deadlines import Deadlines
+from runtime.epochs import CaptureClocks
+from runtime.lane import Lane
+
+__all__ = ["Event", "Questions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened to the stream: epoch, started, ended, absent, remap, shifted, format, device, decision.
+
+    ``arrival`` is when, in seconds on the receiver's clock; ``clip`` the next clip to close then.
+    """
+
+    kind: str
+    modality: str
+    arrival: float
+    clip: int
+    detail: str = ""
+
+
+class Questions:
+    """The answers, from what the receiver keeps; asking changes nothing."""
+
+    _lanes: Mapping[str, Lane]
+    _deadlines: Deadlines
+    _clocks: CaptureClocks
+    _drift: DriftMonitor | None
+    _assembler: ClipAssembler | None
+    _agreed: Fraction | None
+    _epoch: int
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When ``advance`` will have something to do if nothing more arrives; None = never."""
+        due = self._deadlines.next(self._assembler)
+        return None if due is None else due[0]
+
+    @property
+    def drift_ppm(self) -> float | None:
+        """How much audio's clock runs slow against video's; None until known."""
+        return None if self._drift is None else self._drift.drift_ppm
+
+    @property
+    def av_offset_ms(self) -> float | None:
+        """Audio's least transit time minus video's; None until known."""
+        if self._drift is None or self._clocks.front is None:
+            return None
+        return self._drift.av_offset_ms(self._clocks.front / FLICKS)
+
+    @property
+    def spec_origin(self) -> Fraction | None:
+        """The agreed zero of the clip grid in the epoch that runs (capture time, seconds); None until known."""
+        return self._agreed
+
+    def jitter_ms(self, modality: str) -> float:
+        """Interarrival jitter (RFC 3550, 6.4.1) where the playout delay follows it; else 0."""
+        lane = self._lanes.get(modality)
+        return 0.0 if lane is None else lane.jitter.jitter * 1e3
+
+    def delay_ms(self, modality: str) -> float:
+        """The playout delay now; 0 for a modality without a track."""
+        lane = self._lanes.get(modality)
+        return 0.0 if lane is None else lane.jitter.delay * 1e3
+
+    def needed(self, modality: str, seconds: Fraction | float, epoch: int | None = None) -> int | None:
+        """The highest sequence number that nobody needs any more to rebuild all clips from ``seconds`` on.
+
+        A fresh receiver with the origin ``spec_origin``, fed only the packets above it, gives the same clips; but in an
+        open group of H.264 it judges further losses more strictly, until the next IDR picture.
+        ``seconds`` is capture time, of the epoch that runs unless another is named. None: everything may be needed.
+        """
+        lane = self._lanes.get(modality)
+        if lane is None:
+            return None
+        if epoch is None:
+            epoch = self._epoch if self._assembler is not None else max(self._epoch - 1, 0)
+        return lane.entries.needed(epoch, round(seconds * FLICKS))
