@@ -78,7 +78,7 @@ class StreamRequest(_message.Message):
     def __init__(self, config: _Optional[_Union[StreamConfig, _Mapping]] = ..., packets: _Optional[_Union[PacketBatch, _Mapping]] = ..., codec: _Optional[_Union[CodecConfig, _Mapping]] = ..., end_of_stream: _Optional[_Union[EndOfStream, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ...) -> None: ...
 
 class StreamConfig(_message.Message):
-    __slots__ = ("bundle", "heads", "origin", "codecs", "lookahead", "resume_token", "recording_consent", "name", "playout_delay_ms", "resume_point")
+    __slots__ = ("bundle", "heads", "origin", "codecs", "lookahead", "resume_token", "recording_consent", "name", "playout_delay_ms", "resume_point", "recorded")
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     HEADS_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,7 @@ class StreamConfig(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     PLAYOUT_DELAY_MS_FIELD_NUMBER: _ClassVar[int]
     RESUME_POINT_FIELD_NUMBER: _ClassVar[int]
+    RECORDED_FIELD_NUMBER: _ClassVar[int]
     bundle: str
     heads: _containers.RepeatedScalarFieldContainer[str]
     origin: Rational
@@ -99,21 +100,26 @@ class StreamConfig(_message.Message):
     name: str
     playout_delay_ms: float
     resume_point: ResumePoint
-    def __init__(self, bundle: _Optional[str] = ..., heads: _Optional[_Iterable[str]] = ..., origin: _Optional[_Union[Rational, _Mapping]] = ..., codecs: _Optional[_Iterable[_Union[CodecConfig, _Mapping]]] = ..., lookahead: _Optional[int] = ..., resume_token: _Optional[bytes] = ..., recording_consent: _Optional[bool] = ..., name: _Optional[str] = ..., playout_delay_ms: _Optional[float] = ..., resume_point: _Optional[_Union[ResumePoint, _Mapping]] = ...) -> None: ...
+    recorded: bool
+    def __init__(self, bundle: _Optional[str] = ..., heads: _Optional[_Iterable[str]] = ..., origin: _Optional[_Union[Rational, _Mapping]] = ..., codecs: _Optional[_Iterable[_Union[CodecConfig, _Mapping]]] = ..., lookahead: _Optional[int] = ..., resume_token: _Optional[bytes] = ..., recording_consent: _Optional[bool] = ..., name: _Optional[str] = ..., playout_delay_ms: _Optional[float] = ..., resume_point: _Optional[_Union[ResumePoint, _Mapping]] = ..., recorded: _Optional[bool] = ...) -> None: ...
 
 class ResumePoint(_message.Message):
-    __slots__ = ("stream", "epoch", "first_clip", "origin", "next_clip")
+    __slots__ = ("stream", "epoch", "first_clip", "origin", "next_clip", "oldest_clip", "face")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FIRST_CLIP_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     NEXT_CLIP_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_CLIP_FIELD_NUMBER: _ClassVar[int]
+    FACE_FIELD_NUMBER: _ClassVar[int]
     stream: str
     epoch: int
     first_clip: int
     origin: Rational
     next_clip: int
-    def __init__(self, stream: _Optional[str] = ..., epoch: _Optional[int] = ..., first_clip: _Optional[int] = ..., origin: _Optional[_Union[Rational, _Mapping]] = ..., next_clip: _Optional[int] = ...) -> None: ...
+    oldest_clip: int
+    face: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, stream: _Optional[str] = ..., epoch: _Optional[int] = ..., first_clip: _Optional[int] = ..., origin: _Optional[_Union[Rational, _Mapping]] = ..., next_clip: _Optional[int] = ..., oldest_clip: _Optional[int] = ..., face: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class CodecConfig(_message.Message):
     __slots__ = ("modality", "codec", "time_base", "extradata", "sample_rate", "channels", "sample_format", "width", "height", "pixel_format", "frame_rate", "rotation", "pre_skip")

@@ -103,6 +103,7 @@ class Draft:
             decode_ms=clip.decode_ms,
             queue_ms=queue_ms,
             encode_ms=encode_ms,
+            face=self.stream.face if self.face is None else self.face,
         )
         if self.face is not None:
             self.stream.face = self.face

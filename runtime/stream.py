@@ -42,6 +42,7 @@ class Encoded:
     decode_ms: float = 0.0
     queue_ms: float = 0.0  # from submitting to the start of its batch
     encode_ms: float = 0.0  # of the whole batch it was in
+    face: Any = field(default=None, repr=False, compare=False)  # runtime.face.FaceState after this clip
     _provenance: dict[str, ClipProvenance] = field(default_factory=dict, repr=False, compare=False)
 
     def provenance(self, rung: str) -> ClipProvenance:

@@ -111,9 +111,15 @@ def encode(clip: Clip) -> Encoded:
 
 
 def offer(
-    dispatcher: Any = None, *, name: str = "fake", window: WindowSettings = WINDOW, lookahead: int = 2, **fields: Any
+    dispatcher: Any = None,
+    *,
+    delay: float = 5.0,
+    name: str = "fake",
+    window: WindowSettings = WINDOW,
+    lookahead: int = 2,
+    **fields: Any,
 ) -> Offer:
-    """A bundle that needs no weights."""
+    """A bundle that needs no weights. Its patience is such that a machine under load loses nothing."""
     dispatcher = dispatcher or FakeDispatcher()
     bundle = ServedBundle(
         name=name, description="For tests.", hash="ab" * 32, heads={h: LABELS for h in ("gru", "linear")},
@@ -124,7 +130,7 @@ def offer(
         "heads": ("gru", "linear"),
         "lookahead": lookahead,
         "description": bundle_to_wire(bundle),
-        "config": RuntimeConfig(window=window, delay=DelaySettings(floor=0.05, cap=0.1)),
+        "config": RuntimeConfig(window=window, delay=DelaySettings(floor=delay, cap=delay)),
         "spec": SPEC,
         "dispatcher": dispatcher,
         "parts": fake_parts(),

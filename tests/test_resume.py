@@ -277,10 +277,19 @@ def test_a_stream_cannot_be_resumed_as_another():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("stream", "../../etc"), ("stream", ""), ("next_clip", 1), ("first_clip", (1 << 64) - 1), ("origin", None)],
+    [
+        ("stream", "../../etc"),
+        ("stream", ""),
+        ("next_clip", 1),
+        ("first_clip", (1 << 64) - 1),
+        ("oldest_clip", 3),
+        ("origin", None),
+    ],
 )
 def test_a_resume_point_that_makes_no_sense_is_refused_by_its_field(field, value):
-    point = pb.ResumePoint(stream="abc", epoch=1, first_clip=7, next_clip=9, origin=pb.Rational(denominator=1))
+    point = pb.ResumePoint(
+        stream="abc", epoch=1, first_clip=7, oldest_clip=8, next_clip=9, origin=pb.Rational(denominator=1)
+    )
     point.ClearField(field) if value is None else setattr(point, field, value)
 
     async def scenario() -> None:

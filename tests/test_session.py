@@ -37,7 +37,7 @@ class Desk:
 
     def __init__(self, made: Any = None, request: pb.StreamRequest | None = None, **settings: Any) -> None:
         self.clock = FakeClock()
-        self.offer = made or offer()
+        self.offer = made or offer(delay=0.1)
         self.settings = Settings(**settings)
         self.plan = plan_stream((request or config(origin=pb.Rational(denominator=1))).config, self.offer, Limits())
         self._jobs: deque[Callable[[], object]] = deque()
@@ -231,6 +231,25 @@ def test_time_stands_still_while_nobody_is_connected():
     desk.send(*ends())
     states = {s for r in desk.of("clip_report") for s in (m.state for m in r.modalities.values())}
     assert states == {pb.CLIP_STATE_OBSERVED}
+
+
+def test_in_a_recorded_stream_nothing_is_late_however_long_it_takes():
+    request = config(origin=pb.Rational(denominator=1), recorded=True)
+    desk = Desk(request=request, idle=1e9)
+    kept = [p for p in stream(8.0) if p.seq % 7]
+    served = []
+    desk.offer.dispatcher.submit = lambda _stream, clip, _deadline: served.append(clip)
+    desk.session.settings = replace(desk.settings, in_flight=1000)
+    for item in kept:
+        desk.clock.move(3.0)
+        desk.session.tick()
+        desk.send(batch([replace(item, arrival=None)]))
+    desk.send(*ends())
+    receiver = Receiver(desk.plan.info, SPEC, desk.receiver.rule, delay=desk.offer.delay(desk.plan).policy,
+                        parts=fake_parts())  # fmt: skip
+    replayed = [c for p in kept for c in receiver.push(replace(p, arrival=None), 0.0)] + receiver.finish()
+    assert [(c.index, c.state, c.coverage) for c in served] == [(c.index, c.state, c.coverage) for c in replayed]
+    assert len(served) == 20
 
 
 def test_a_clock_with_two_reasons_to_stand_needs_both_gone():
@@ -471,7 +490,9 @@ def test_frames_in_fragments_are_decoded_whole():
 
 
 def test_a_stream_taken_over_from_another_server_keeps_its_numbers():
-    point = pb.ResumePoint(stream="abc", epoch=2, first_clip=100, next_clip=104, origin=pb.Rational(denominator=1))
+    point = pb.ResumePoint(
+        stream="abc", epoch=2, first_clip=100, next_clip=104, oldest_clip=101, origin=pb.Rational(denominator=1)
+    )
     desk = Desk(request=config(resume_point=point))
     desk.send(batch(stream(4.0)), *ends())
     said = desk.of("prediction")

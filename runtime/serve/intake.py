@@ -38,12 +38,13 @@ class Intake:
         self._fragments = Fragments()
         self._totals = Totals(receiver, observer)
         self._codecs: dict[str, CodecConfig] = dict(info.codecs)
+        self._sent = 0.0  # when the newest packet was, by its own time
         self._ended: set[str] = set()
         self._recent: dict[str, deque[int]] = {m: deque(maxlen=REMEMBERED) for m in info.codecs}
         self._again: dict[str, set[int]] = {}  # numbers that will be sent once more
 
-    def packet(self, wire: pb.Packet, arrival: float) -> list[Clip]:
-        """One packet, as it was read."""
+    def packet(self, wire: pb.Packet, arrival: float | None) -> list[Clip]:
+        """One packet, as it was read; without an arrival it came when it was sent."""
         modality = MODALITY_FROM_WIRE.get(wire.modality)
         if modality is None or modality not in self._codecs:
             self.receiver.ledger[next(iter(self._codecs))].malformed()
@@ -53,10 +54,11 @@ class Intake:
             return []
         if self.tap is not None:
             self.tap.packet(packet)
-        clips: list[Clip] = self.receiver.push(packet, arrival)
+        self._sent = packet.decode_seconds
+        clips: list[Clip] = self.receiver.push(packet, self._sent if arrival is None else arrival)
         return clips
 
-    def _read(self, wire: pb.Packet, modality: str, arrival: float) -> Packet | None:
+    def _read(self, wire: pb.Packet, modality: str, arrival: float | None) -> Packet | None:
         """What may go to the receiver: None for a bad packet, which is counted, and for a part of a frame."""
         try:
             whole = self._fragments.push(wire, modality)
@@ -71,13 +73,14 @@ class Intake:
             self.receiver.ledger[modality].malformed()
         return packet
 
-    def change(self, modality: str, codec: CodecConfig, arrival: float) -> list[Clip]:
+    def change(self, modality: str, codec: CodecConfig, arrival: float | None) -> list[Clip]:
         """What follows is coded otherwise. Raises Refused where it cannot be decoded."""
         if codec == self._codecs[modality] or self.finished:
             return []
-        decision = Decision(kind="format_change", modality=modality, arrival=arrival, codec=codec)
+        at = self._sent if arrival is None else arrival
+        decision = Decision(kind="format_change", modality=modality, arrival=at, codec=codec)
         try:
-            clips: list[Clip] = self.receiver.push(decision, arrival)
+            clips: list[Clip] = self.receiver.push(decision, at)
         except SourceError as error:
             raise invalid("codec", str(error)) from None
         self._codecs[modality] = codec

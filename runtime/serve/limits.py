@@ -34,6 +34,7 @@ SAMPLE_FORMATS = frozenset({"u8", "u8p", "s16", "s16p", "s32", "s32p", "flt", "f
 RESETTING = frozenset({"h264", "hevc"})  # codecs that tell an intra picture from a clean start
 STREAM_ID = re.compile(r"[0-9a-zA-Z-]{1,64}")
 FARTHEST = 10**10  # seconds from zero that a capture time may lie; later than the year 2286, and flicks fit 64 bits
+MOST_PIXELS = 1 << 16  # of a box, in any direction
 LARGEST_SEQ = (1 << 63) - 1
 
 
@@ -87,6 +88,8 @@ class Resumption:
     first_clip: int
     origin: Fraction
     next_clip: int
+    oldest_clip: int = 0
+    face: tuple[float, ...] = ()  # x, y, side in pixels before the oldest clip; empty: not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +103,7 @@ class Plan:
     token: bytes
     recording_consent: bool
     resumption: Resumption | None
+    recorded: bool = False  # packets come when they were sent, by their own times
 
 
 def plan_stream(config: pb.StreamConfig, facts: BundleFacts, limits: Limits) -> Plan:
@@ -122,6 +126,7 @@ def plan_stream(config: pb.StreamConfig, facts: BundleFacts, limits: Limits) -> 
         token=config.resume_token,
         recording_consent=config.recording_consent,
         resumption=resumption,
+        recorded=config.recorded,
     )
 
 
@@ -222,14 +227,18 @@ def _resumption(config: pb.StreamConfig) -> Resumption | None:
         raise invalid("resume_point.stream", "no id of a stream; send the resume point as it was received")
     if not point.HasField("origin"):
         raise invalid("resume_point.origin", "missing; send the resume point as it was received")
-    if max(point.first_clip, point.next_clip) > LARGEST_SEQ or point.next_clip < point.first_clip:
+    if not point.first_clip <= point.oldest_clip <= point.next_clip <= LARGEST_SEQ:
         raise invalid("resume_point.next_clip", "no index of a clip; send the resume point as it was received")
+    if len(point.face) not in (0, 3) or not all(abs(value) <= MOST_PIXELS for value in point.face):  # NaN is neither
+        raise invalid("resume_point.face", "no box; send the resume point as it was received")
     return Resumption(
         stream=point.stream,
         epoch=point.epoch,
         first_clip=point.first_clip,
         origin=_time("resume_point.origin", point.origin),
         next_clip=point.next_clip,
+        oldest_clip=point.oldest_clip,
+        face=tuple(point.face),
     )
 
 
@@ -285,7 +294,7 @@ class Gate:
         self._codecs[modality] = codec
         self._tell_keyframes()
 
-    def packet(self, wire: pb.Packet, arrival: float) -> Packet | None:
+    def packet(self, wire: pb.Packet, arrival: float | None) -> Packet | None:
         """A packet as it may go to the receiver."""
         modality = MODALITY_FROM_WIRE.get(wire.modality)
         codec = self._codecs.get(modality or "")

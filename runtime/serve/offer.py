@@ -65,7 +65,10 @@ class Offer:
         except SourceError as error:
             raise invalid("codecs", str(error)) from None
         windows = Windows(replace(self.config.window, lookahead=plan.lookahead))
-        return Stream(ident, windows, receiver, face=self.face())
+        face = self.face()
+        if face is not None and plan.resumption is not None and plan.resumption.face:
+            face = replace(face, box=plan.resumption.face)
+        return Stream(ident, windows, receiver, face=face)
 
     def bounded_parts(self, limits: Limits) -> Callable[..., tuple[Any, Any]]:
         """Decoders that refuse pictures larger than is served, whatever the bitstream says of itself."""

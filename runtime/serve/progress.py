@@ -38,6 +38,10 @@ class Progress:
         self._stream, self._window, self._lookahead = stream, window, lookahead
         self._shift = (0, 0) if resumption is None else (resumption.epoch, resumption.first_clip)
         self._from = 0 if resumption is None else resumption.next_clip
+        self._oldest = 0 if resumption is None else resumption.oldest_clip
+        self._faces: dict[int, tuple[float, ...]] = {}  # clip -> the face's box after it
+        if resumption is not None:
+            self._faces[resumption.oldest_clip - 1] = resumption.face
         self._needed: dict[int, Mapping[str, int]] = {}  # clip -> by modality, what nobody needs to rebuild it
         self._epochs: dict[int, _Epoch] = {}
 
@@ -56,6 +60,10 @@ class Progress:
         """Whether the server before this one spoke about a clip for the last time."""
         return clip < self._from
 
+    def useless(self, clip: Clip) -> bool:
+        """Whether a renamed clip came only because decoding had to begin before those that are needed."""
+        return clip.index < self._oldest
+
     def closed(self, clip: Clip, needed: Mapping[str, int]) -> None:
         """A renamed clip closed, and ``needed`` is what a fresh receiver would not need for it."""
         if clip.version:
@@ -65,8 +73,9 @@ class Progress:
             zero = self._zero(clip)
             self._epochs[clip.epoch] = _Epoch(clip.index, clip.start - (clip.index - zero) * clip.seconds, zero)
 
-    def answered(self, clip: int, epoch: int) -> Ack | None:
-        """Everything due was said when this clip was answered; what follows from it."""
+    def answered(self, clip: int, epoch: int, face: tuple[float, ...] = ()) -> Ack | None:
+        """Everything due was said when this clip was answered, after which the face's box was ``face``."""
+        self._faces[clip] = face
         grid = self._epochs.get(epoch)
         if grid is None:
             return None
@@ -77,21 +86,25 @@ class Progress:
             return None
         for old in [c for c in self._needed if c < oldest]:
             del self._needed[old]
+        for old in [c for c in self._faces if c < oldest - 1]:
+            del self._faces[old]
         for old in [e for e in self._epochs if e < epoch]:
             del self._epochs[old]
-        return Ack(needed, self._point(epoch, grid, max(following, self._from)))
+        return Ack(needed, self._point(epoch, grid, oldest, max(following, self._from)))
 
     def finished(self, received: Iterable[tuple[str, int]]) -> Ack:
         """Everything was said: nothing is needed any more."""
         return Ack(dict(received), None)
 
-    def _point(self, epoch: int, grid: _Epoch, following: int) -> pb.ResumePoint:
+    def _point(self, epoch: int, grid: _Epoch, oldest: int, following: int) -> pb.ResumePoint:
         return pb.ResumePoint(
             stream=self._stream,
             epoch=epoch,
             first_clip=grid.zero,
             origin=rational(grid.origin),
             next_clip=following,
+            oldest_clip=oldest,
+            face=self._faces.get(oldest - 1, ()),
         )
 
     def _zero(self, clip: Clip) -> int:

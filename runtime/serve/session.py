@@ -8,7 +8,7 @@ Everything here runs in the event loop's thread but ``_work`` and ``_count``, wh
 packet's arrival is the moment its message was read, on a clock that stands still while *we* do not read (our queues
 are full) or nobody is connected: what we made wait is not late. Flow control is the whole receive policy: a full inbox
 is not read from, so a flooder waits in its own buffers, and nothing that was read is dropped. At most ``in_flight``
-clips of a stream wait for the model.
+clips of a stream wait for the model. A recorded stream has no clock but that of its packets: nothing in it is late.
 """
 
 import asyncio
@@ -259,7 +259,7 @@ class Session:
             if wire.seq > newest.get(wire.modality, -1):
                 newest[wire.modality] = wire.seq
                 self._clock.go("again")
-        arrival = self._clock.now()
+        arrival = None if self.plan.recorded else self._clock.now()
         for wire in batch.packets:
             self._inbox.put(self._intake.packet, wire, arrival, size=len(wire.payload), packets=1)
         self._schedule()
@@ -268,7 +268,8 @@ class Session:
         modality, codec = check_codec("codec", wire, self.settings.limits)
         if modality not in self.plan.info.codecs:
             raise invalid("codec.modality", f"the stream has no {modality} track; name it in StreamConfig.codecs")
-        self._put(self._intake.change, modality, codec, self._clock.now(), size=len(codec.extradata), packets=1)
+        arrival = None if self.plan.recorded else self._clock.now()
+        self._put(self._intake.change, modality, codec, arrival, size=len(codec.extradata), packets=1)
 
     def _acknowledge(self, ack: pb.Ack) -> None:
         stream, epoch, clip, head, revision = key_from_wire(ack.prediction)
@@ -304,7 +305,8 @@ class Session:
             self.fail(timed_out(f"nothing came for {self.settings.idle:g} s; send packets, or end the stream", "idle"))
         elif not (self._inbox or self._working or self._finished):
             local = self._clock.now()
-            if self._deadline is not None and self._deadline <= local and not self.draining:
+            due = self._deadline is not None and self._deadline <= local and not self.plan.recorded
+            if due and not self.draining:
                 self._put(self._intake.advance, local)
             elif now >= self._next_stats:
                 self._next_stats = now + self.settings.report_interval
@@ -356,6 +358,8 @@ class Session:
         """A clip closed: say so, and give it to the model."""
         now = self._real.now()
         self._progress.closed(clip, needed)
+        if self._progress.useless(clip):
+            return
         self._closed[clip.index] = (now, clip.wait_ms / 1e3)
         self.observer.stage("wait", clip.wait_ms / 1e3)
         self.observer.stage("decode", clip.decode_ms / 1e3)
@@ -393,7 +397,8 @@ class Session:
             self._in_flight = max(0, self._in_flight - 1)
             ack = None
             if not answer.encoded.version:
-                ack = self._progress.answered(answer.encoded.clip, answer.encoded.epoch)
+                box = getattr(answer.encoded.face, "box", None) or ()
+                ack = self._progress.answered(answer.encoded.clip, answer.encoded.epoch, box)
             if ack is not None:
                 self.outbox.progress(ack)
         if answer.last:
