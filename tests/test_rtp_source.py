@@ -5,14 +5,16 @@ import shutil
 import socket
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from runtime.clock import SystemClock
-from runtime.errors import SourceError
+from runtime.clock import SystemClock, VirtualClock
+from runtime.errors import SourceError, UsageError
 from runtime.recognise import LEAST, Sample, recognise
 from runtime.rtcp import Goodbye, pack_rtcp
 from runtime.rtp import RtpPacket
+from runtime.sources import open_devices
 from runtime.sources.base import LiveSource
 from runtime.sources.rtp_udp import open_rtp
 from tests.fakes import FakeClock
@@ -230,3 +232,17 @@ def test_the_same_through_network_namespaces():
         pytest.skip(reason)
     row = run_namespaces(CODINGS[0], 4.0, 10)
     assert row["lost"] > 0 and row["recall"] == 1.0 and row["sound_lost"] == row["sound_found"], row
+
+
+def test_a_camera_may_be_a_session_description(tmp_path: Path) -> None:
+    path = tmp_path / "cam.sdp"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path.write_text(f"v=0\r\nc=IN IP4 127.0.0.1\r\nm=audio {port} RTP/AVP 0\r\n")
+    with open_devices(str(path), clock=VirtualClock(3.0)) as source:
+        assert set(source.info.codecs) == {"audio"} and source.clock.now() == 3.0
+    with pytest.raises(UsageError, match=r"cam\.sdp brings its own sound; leave microphone 'usb' out, or use none"):
+        open_devices(str(path), "usb")
+    with pytest.raises(SourceError, match="describes nothing that is played here"):
+        open_devices(str(path), "none")

@@ -27,7 +27,7 @@ GLANCE = 0.03  # seconds between two looks at devices and window
 def live(
     camera: Annotated[
         str | None,
-        typer.Option(help="Number, part of a name, address (rtsp://, http://, udp://), or none. Default: the first."),
+        typer.Option(help="Number, part of a name, address (rtsp://, http://, rtp://), .sdp file, or none."),
     ] = None,
     mic: Annotated[
         str | None, typer.Option(help="Number, part of a name, or none. Default: the system's, or the address's sound.")

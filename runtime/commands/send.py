@@ -173,13 +173,9 @@ class Job:
         return ImpairedLive(source, open_profile(self.loss, clip_seconds=self._clip_seconds(client, bundle)), self.seed)
 
     def _devices(self) -> "LiveSource":
-        if self.source.endswith(".sdp") or self.source.lower().startswith("rtp:"):
-            from runtime.sources.rtp_udp import open_rtp
-
-            return open_rtp(self.source)
         from runtime.sources.joined import open_devices
 
-        return open_devices(self.source if self.address else self.camera, self.mic)
+        return open_devices(self.camera if self.source == LIVE else self.source, self.mic)
 
     def _clip_seconds(self, client: "Client", bundle: str) -> float:
         """The bundle's clip length; only a profile that loses whole clips asks for it."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from runtime.clock import Clock, SystemClock
 from runtime.errors import UsageError
 from runtime.packet import MODALITIES
+from runtime.sources.base import LiveSource
 from runtime.sources.device import DevicePolicy, DeviceSource, Feed
 from runtime.sources.microphone import MicrophoneFeed
 from runtime.sources.url import UrlFeed
@@ -52,11 +53,13 @@ def open_devices(
     policy: DevicePolicy | None = None,
     seed: int | None = None,
     name: str = "live",
-) -> DeviceSource:
+) -> LiveSource:
     """A camera and a microphone of this machine, or an address, as one live source.
 
+    RTP (``rtp://HOST:PORT``, or a session description ``x.sdp``) brings its own sound.
+
     Args:
-        camera: None for the first there is; a number, a part of a name, an address (rtsp://, http://, udp://, ...),
+        camera: None for the first there is; a number, a part of a name, an address (rtsp://, rtp://, http://, ...),
             ``opencv:`` and anything that OpenCV opens, or "none".
         microphone: None for the system's default, or the sound of the address where the camera is one; a number, a
             part of a name, or "none".
@@ -67,8 +70,18 @@ def open_devices(
     Raises SourceError when what was asked for by name cannot be opened, or nothing at all; UsageError for nonsense.
     """
     clock = clock or StartedClock()
+    if isinstance(camera, str) and (camera.lower().startswith("rtp:") or camera.endswith(".sdp")):
+        return _rtp(camera, microphone, clock)
     chosen = choose(camera, microphone, clock, av_offset_ms=av_offset_ms, playlists=playlists)
     return DeviceSource(chosen.feeds, name=name, clock=clock, policy=policy, required=chosen.required, seed=seed)
+
+
+def _rtp(target: str, microphone: int | str | None, clock: Clock) -> LiveSource:
+    from runtime.sources.rtp_udp import open_rtp
+
+    if microphone not in (None, NONE):
+        raise UsageError(f"{target} brings its own sound; leave microphone {microphone!r} out, or use none")
+    return open_rtp(target, clock=clock, modalities=MODALITIES if microphone is None else ("video",))
 
 
 def choose(

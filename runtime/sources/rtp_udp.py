@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from runtime.clock import Clock, SystemClock
 from runtime.errors import SourceError
-from runtime.packet import Decision, Packet, StreamInfo
+from runtime.packet import MODALITIES, Decision, Packet, StreamInfo
 from runtime.recognise import Sample
 from runtime.rtp import RtpError, parse_rtp
 from runtime.rtp_session import REORDER_SECONDS, RtpSession, choose_media
@@ -49,11 +49,13 @@ def open_rtp(
     *,
     clock: Clock | None = None,
     name: str | None = None,
+    modalities: Sequence[str] = MODALITIES,
     delay: float = REORDER_SECONDS,
     wait: float = WAIT,
 ) -> "RtpSource":
     """Listen for RTP at ``rtp://HOST:PORT`` (an address of this machine, or a multicast group) or as ``x.sdp`` says.
 
+    ``modalities`` chooses among what is sent.
     Without a description, what comes within ``wait`` seconds must be recognised: H.264, Opus, PCMU or PCMA, audio and
     video on one port or one of them. ``delay``: seconds that a hole in RTP numbers waits for reordered packets.
 
@@ -66,10 +68,11 @@ def open_rtp(
         inbox = _Inbox([(host, port, 0), (host, port + 1, 0)], clock)
         with _closed_on_error(inbox):
             formats = _listen(inbox, clock, wait, text)
-        return RtpSource(inbox, {m: (0, {f.payload_type: f}) for m, f in formats.items()}, name or text, clock, delay)
+        found = {m: (0, {f.payload_type: f}) for m, f in formats.items() if m in modalities}
+        return RtpSource(inbox, found, name or text, clock, delay)
     path = Path(text)
     media = parse_sdp(read_sdp(path))
-    chosen = choose_media(media)
+    chosen = {m: i for m, i in choose_media(media).items() if m in modalities}
     if not chosen:
         raise SourceError(f"{path} describes nothing that is played here; H.264, Opus, PCMU and PCMA are")
     inbox = _Inbox([port for i in chosen.values() for port in _ports(media[i], i)], clock)
@@ -99,7 +102,7 @@ class RtpSource(LivePackets):
     ) -> None:
         self.session = RtpSession(formats, delay)
         self.info = StreamInfo(name=name, codecs=self.session.codecs, sequence_numbers=True)
-        self._inbox, self._clock = inbox, clock
+        self._inbox, self.clock = inbox, clock
         self._ready: deque[Packet | Decision] = deque()
         self._lost: set[str] = set()  # modalities whose sender is silent
         self._newest = clock.now()  # when the newest datagram came
@@ -118,13 +121,13 @@ class RtpSource(LivePackets):
             return True
         if self._ready or len(self._inbox):
             return False
-        return self.session.gone and self._clock.now() - self._newest > AFTER
+        return self.session.gone and self.clock.now() - self._newest > AFTER
 
     def read(self, timeout: float) -> Packet | Decision | None:
         """The next frame or decision, waiting up to ``timeout`` seconds."""
-        until = self._clock.now() + timeout
+        until = self.clock.now() + timeout
         while not self._ready:
-            now = self._clock.now()
+            now = self.clock.now()
             due = self.session.next_deadline
             left = (until if due is None else min(until, due)) - now
             found = None if self._closed else self._inbox.take(max(left, 0.0))
@@ -133,7 +136,7 @@ class RtpSource(LivePackets):
                 self._ready.extend(self.session.receive(found.data, found.arrival, found.channel))
                 self._look(found.arrival)
                 continue
-            now = self._clock.now()
+            now = self.clock.now()
             # Later than the deadline said, and by then the receiver's clock has moved on too.
             self._ready.extend(replace(item, arrival=now) for item in self.session.advance(now))
             self._look(now)
