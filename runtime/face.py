@@ -6,6 +6,7 @@ neither moves the box nor forgets it at once.
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ class FaceTracker:
 
     def _refine(self, frames: np.ndarray, box: Box) -> Generator[np.ndarray, Seen, Box | None]:
         """A second look at the neighbourhood of a box, at a few pictures of the clip."""
-        picked = frames[np.linspace(0, len(frames) - 1, 2 * LOOKS + 1).astype(int)[1::2]]
+        picked = frames[_picked(len(frames))]
         return (yield from self._look(picked, (box[0], box[1], box[2] * AROUND)))
 
     def _look(self, frames: np.ndarray, square: Box) -> Generator[np.ndarray, Seen, Box | None]:
@@ -144,6 +145,12 @@ def follow_all(
         for i, box, how in zip(rows, boxes.split(sizes), sure.split(sizes), strict=True):
             step(i, (box, how))
     return out
+
+
+@lru_cache(maxsize=64)
+def _picked(frames: int) -> list[int]:
+    """The pictures of a clip that are looked at."""
+    return [int(at) for at in np.linspace(0, frames - 1, 2 * LOOKS + 1)[1::2]]
 
 
 def _near(a: tuple[float, ...], b: tuple[float, float, float]) -> bool:

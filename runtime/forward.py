@@ -80,17 +80,19 @@ def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManage
 
 
 class Forward:
-    """An encoder's ``encode`` over rows of numpy: any number of clips in, features (B, D) float32 out."""
+    """An encoder's ``encode`` over rows of numpy: any number of clips in, features (B, D) float32 out.
+
+    An encoder that says in what ``dtype`` it computes does so itself (``encoders.serving``); others are lowered.
+    """
 
     def __init__(self, encoder: Any, device: torch.device, dtype: torch.dtype, chunk: int = CHUNK) -> None:
-        self.device, self.dtype, self.chunk = device, dtype, chunk
-        self.encoder = encoder
-        if device.type == "cuda":
-            self.encoder = lowered(encoder, dtype)
-            if isinstance(self.encoder, nn.Module):  # channels last, for convolutions over space and time
-                self.encoder = _channels_last(self.encoder if self.encoder is not encoder else copy.deepcopy(encoder))
+        self.device, self.chunk = device, chunk
+        own = isinstance(getattr(encoder, "dtype", None), torch.dtype)
+        self.dtype = torch.float32 if own else dtype
+        self.encoder = lowered(encoder, self.dtype)
         self._run: Callable[..., Any] = self._encode
-        if device.type == "cuda" and isinstance(self.encoder, nn.Module):
+        if device.type == "cuda" and isinstance(encoder, nn.Module):
+            self.encoder = _channels_last(self.encoder if self.encoder is not encoder else copy.deepcopy(encoder))
             self._run = Graphed(self._encode)
 
     @torch.inference_mode()

@@ -230,7 +230,8 @@ class Together:
                 features[rows], variance[rows] = filled.features.to(features), filled.variance.to(variance)
             for place, i in enumerate(holes):
                 rungs[i] = filled.rung_of(place)
-        view = (features[:, :width], presence[:, :width], variance[:, :width], exists[:, :width])
+        first = 0 if self.cuda else width - len(windows[0].clips)  # what no window of the group has, no head needs
+        view = [x[:, first:width] for x in (features, presence, variance, exists)]
         for name, head in self.heads.items():
             logits[name].append(head(*view))
         return rungs
