@@ -199,8 +199,16 @@ class ClipAssembler:
         ends += [t.pieces[-1].end * FLICKS // t.per_second for t in self.tracks.values() if t.pieces]
         return max(ends, default=None)
 
+    def worth(self, end: int) -> bool:
+        """Whether the next cell exists in a stream that ends there: only if enough of its time does."""
+        share = (end - self.next_end + self.length) / self.length
+        return any(self.rule.present(m, share) for m in self.modalities)
+
     def close(self, wait_ms: float = 0.0) -> list[Clip]:
         """Close the next cell: repaired versions that are due by now, then the clip itself."""
+        audio = self.tracks.get("audio")
+        if audio is not None and audio.resting:
+            audio.rest((self.next_cell + 1) * audio.length)
         out = self.repairs(self.next_cell - self.lookahead)
         cell = self._cell(self.next_cell)
         cell.clip = self._clip(self.next_cell, cell, 0, wait_ms)

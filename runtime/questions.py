@@ -8,8 +8,9 @@ from encoders.clips import FLICKS
 from runtime.clip import ClipAssembler
 from runtime.clock import DriftMonitor
 from runtime.deadlines import Deadlines
-from runtime.epochs import CaptureClocks
+from runtime.epochs import OUTAGE, CaptureClocks
 from runtime.lane import Lane
+from runtime.packet import StreamInfo
 
 __all__ = ["Event", "Questions"]
 
@@ -31,6 +32,7 @@ class Event:
 class Questions:
     """The answers, from what the receiver keeps; asking changes nothing."""
 
+    info: StreamInfo
     _lanes: Mapping[str, Lane]
     _deadlines: Deadlines
     _clocks: CaptureClocks
@@ -85,3 +87,11 @@ class Questions:
         if epoch is None:
             epoch = self._epoch if self._assembler is not None else max(self._epoch - 1, 0)
         return lane.entries.needed(epoch, round(seconds * FLICKS))
+
+    def _end(self, last: bool) -> int:
+        """Where the epoch ends: the last that was seen or heard, or the length that the source announced."""
+        assert self._assembler is not None
+        end = self._assembler.latest() or 0
+        if last and self._epoch == 0 and self.info.duration is not None and self.info.origin is not None:
+            end = max(end, min(int(self.info.duration * FLICKS), end + OUTAGE))
+        return end

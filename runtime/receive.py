@@ -19,9 +19,9 @@ from typing import Any
 from encoders.clips import FLICKS, ClipSpec, from_flicks, grid_floor
 from imputation.presence import PresenceRule
 from runtime.clip import Clip, ClipAssembler, Fate
-from runtime.clock import EPOCH_JUMP
+from runtime.clock import EPOCH_JUMP, DriftMonitor
 from runtime.deadlines import Deadlines
-from runtime.epochs import JUMP, OUTAGE, CaptureClocks, Step, drift_monitor
+from runtime.epochs import JUMP, CaptureClocks, Step, drift_monitor
 from runtime.jitter import AdaptiveDelay, Late
 from runtime.lane import Lane, build_parts
 from runtime.metrics import Ledgers
@@ -29,7 +29,6 @@ from runtime.packet import MODALITIES, Decision, Gap, Packet, StreamInfo
 from runtime.questions import Event, Questions
 
 __all__ = ["Event", "Receiver"]
-
 
 class Receiver(Questions):
     """All that a stream needs left of the engine; see the module's docstring for its law.
@@ -73,7 +72,7 @@ class Receiver(Questions):
         self._now = -math.inf  # the receiver's clock
         self._deadlines = Deadlines(self._lanes)
         self._pending: list[Gap] = []  # gaps before the first packet
-        self._shed: list[tuple[str, int]] = []  # decisions about clips that are not open yet
+        self._shed: dict[int, set[str]] = {}  # decisions about clips that did not close yet
         self._finished = False
 
     def push(self, item: Packet | Decision, now: float) -> list[Clip]:
@@ -126,13 +125,18 @@ class Receiver(Questions):
         if lane.transit.value != least:
             self._deadlines.disturb()
         fate = self._assembler.packet(lane.modality, packet.seq, placed - self._origin)
-        if packet.arrival is not None:
-            self._measure(lane, packet)
+        self._go_on(lane, packet, placed, lasts)
+        self._decode(lane, packet, fate, False, placed - self._origin)
+        return True
+
+    def _go_on(self, lane: Lane, packet: Packet, placed: int, lasts: int) -> None:
+        """What the time of a packet tells beside its place: drift of the clocks, and a hole that left no number."""
+        assert self._assembler is not None
+        if packet.arrival is not None and self._drift is not None:
+            self._measure(self._drift, lane, packet)
         if lane.hole_before(packet) and lane.last_end is not None:
             self._assembler.gap(lane.modality, lane.last_end - self._origin, placed - self._origin)
         lane.last_end = placed + lasts
-        self._decode(lane, packet, fate, False, placed - self._origin)
-        return True
 
     def advance(self, now: float) -> list[Clip]:
         """Let time pass to ``now``: every packet that arrived until then has been pushed. Clips that closed."""
@@ -146,7 +150,8 @@ class Receiver(Questions):
             if lane is None:
                 out += self._close()
             elif lane.silent_at is not None and lane.silent_at <= at:
-                self._miss(lane)
+                self._deadlines.miss(lane)
+                self._event("ended" if lane.heard else "absent", lane.modality)
                 out += self._close_complete()
             else:
                 out += self._take(lane, lane.jitter.poll(at))
@@ -191,7 +196,7 @@ class Receiver(Questions):
         return out
 
     def _closed_by(self, lane: Lane) -> list[Clip]:
-        """The clips that the packet delivered last in a lane completed, or mended."""
+        """Clips that the packet delivered last in a lane completed, or mended."""
         if self._assembler is not None and (self._assembler.complete(lane.modality) or self._assembler.mended):
             return self._close_complete()
         return []
@@ -208,14 +213,12 @@ class Receiver(Questions):
         stale = step is Step.STALE
         if not stale:
             lane.arrived(packet, self._now)
-        assembler = self._assembler or self._open(placed)
-        fate = None if stale else assembler.packet(lane.modality, packet.seq, placed - self._origin)
+        assembler, fate = self._assembler or self._open(placed), None
         if stale:
             self.ledger.settle(lane.modality, "late", [packet.seq])
-        self._measure(lane, packet)
-        if lane.hole_before(packet) and lane.last_end is not None:
-            assembler.gap(lane.modality, lane.last_end - self._origin, placed - self._origin)
-        lane.last_end = placed + lasts
+        else:
+            fate = assembler.packet(lane.modality, packet.seq, placed - self._origin)
+        self._go_on(lane, packet, placed, lasts)
         if packet.payload:
             self._decode(lane, packet, fate, stale, placed - self._origin)
         else:
@@ -287,7 +290,7 @@ class Receiver(Questions):
         if self._assembler is None:
             self._pending.append(gap)
         elif lane.timed:  # else it is of the epoch before
-            self._assembler.gap(lane.modality, self._flicks(lane, gap.start), self._flicks(lane, gap.end))
+            self._note_gap(lane, gap)
 
     def _late(self, lane: Lane, late: Late) -> None:
         """A packet that was given up came after all: repair with it what can be repaired."""
@@ -324,12 +327,8 @@ class Receiver(Questions):
     def _close(self) -> list[Clip]:
         assembler = self._assembler
         assert assembler is not None
-        for modality, clip in [s for s in self._shed if s[1] == assembler.next_index]:
-            assembler.shed(modality, clip)
-            self._shed.remove((modality, clip))
-        audio = assembler.tracks.get("audio")
-        if audio is not None and audio.resting:
-            audio.rest((assembler.next_cell + 1) * audio.length)
+        for modality in self._shed.pop(assembler.next_index, ()):
+            assembler.shed(modality, assembler.next_index)
         leads = [lane.lead for lane in self._lanes.values() if lane.timed]
         wait = self._now - (self._deadlines.ends + min(leads, default=0.0))
         out = assembler.close(max(wait, 0.0) * 1e3)
@@ -363,8 +362,7 @@ class Receiver(Questions):
             settle=self.ledger.settle,
         )
         for gap in self._pending:
-            lane = self._lanes[gap.modality]
-            self._assembler.gap(gap.modality, self._flicks(lane, gap.start), self._flicks(lane, gap.end))
+            self._note_gap(self._lanes[gap.modality], gap)
         self._pending.clear()
         self._deadlines.ends = (self._origin + self._assembler.next_end) / FLICKS
         return self._assembler
@@ -378,7 +376,7 @@ class Receiver(Questions):
             self._lay(lane, lane.flush())
         out: list[Clip] = []
         end = self._end(last)
-        while assembler.next_end <= end or self._worth(assembler, end):
+        while assembler.next_end <= end or assembler.worth(end):
             out += self._close()
         out += assembler.finish(last)
         self._index, self._epoch = assembler.next_index, self._epoch + 1
@@ -390,19 +388,6 @@ class Receiver(Questions):
             self._clocks.correct("audio", 0)
         return out
 
-    def _end(self, last: bool) -> int:
-        """Where the epoch ends: the last that was seen or heard, or the length that the source announced."""
-        assert self._assembler is not None
-        end = self._assembler.latest() or 0
-        if last and self._epoch == 0 and self.info.duration is not None and self.info.origin is not None:
-            end = max(end, min(int(self.info.duration * FLICKS), end + OUTAGE))
-        return end
-
-    def _worth(self, assembler: ClipAssembler, end: int) -> bool:
-        """Whether the clip in which the stream ends exists: only if enough of its time does."""
-        share = (end - assembler.next_end + assembler.length) / assembler.length
-        return any(self.rule.present(m, share) for m in self.modalities)
-
     def _arrival(self, packet: Packet) -> float | None:
         """When a packet came, on the receiver's clock; None for nonsense."""
         if packet.arrival is not None:
@@ -412,23 +397,20 @@ class Receiver(Questions):
         # A capture clock that jumps must not take the receiver's clock along.
         return min(sent, self._now + EPOCH_JUMP) if self._now > -math.inf else sent
 
-    def _flicks(self, lane: Lane, seconds: float | None) -> int | None:
-        return None if seconds is None else round(seconds * FLICKS) + lane.shift - self._origin
+    def _note_gap(self, lane: Lane, gap: Gap) -> None:
+        assert self._assembler is not None
+        shift = lane.shift - self._origin
+        bounds = [None if t is None else round(t * FLICKS) + shift for t in (gap.start, gap.end)]
+        self._assembler.gap(lane.modality, *bounds)
 
-    def _miss(self, lane: Lane) -> None:
-        self._deadlines.miss(lane)
-        self._event("ended" if lane.heard else "absent", lane.modality)
-
-    def _measure(self, lane: Lane, packet: Packet) -> None:
+    def _measure(self, drift: DriftMonitor, lane: Lane, packet: Packet) -> None:
         """Follow both capture clocks; map audio's onto video's when they drift apart."""
-        if self._drift is None or packet.arrival is None:
-            return
         seconds = packet.seconds
-        (self._drift.video if lane.modality == "video" else self._drift.audio).add(seconds, self._now)
-        if lane.modality != "audio" or self._obeys:
+        if lane.modality == "video":
+            drift.video.add(seconds, self._now)
             return
-        remap = self._drift.update(seconds)
-        if remap is not None:
+        drift.audio.add(seconds, self._now)
+        if not self._obeys and (remap := drift.update(seconds)) is not None:
             self._remap(remap.offset, remap.drift_ppm)
 
     def _remap(self, offset: Fraction, ppm: float) -> None:
@@ -448,8 +430,18 @@ class Receiver(Questions):
             if self._assembler is not None:
                 self._lay(lane, lane.flush())
             lane.change(decision.codec)
-        elif decision.kind == "shed" and decision.clip is not None:
-            self._shed.append((decision.modality, decision.clip))
+        elif decision.kind == "shed" and decision.clip is not None and decision.modality in self.modalities:
+            return self._obey_shed(decision.modality, decision.clip)
+        return []
+
+    def _obey_shed(self, modality: str, clip: int) -> list[Clip]:
+        """Leave out a clip that was not encoded, now or when it closes; of one that is final nothing can be changed."""
+        closed = self._index if self._assembler is None else self._assembler.next_index
+        if clip >= closed:
+            self._shed.setdefault(clip, set()).add(modality)
+        elif self._assembler is not None:
+            self._assembler.shed(modality, clip)
+            return self._assembler.repairs()
         return []
 
     def _event(self, kind: str, modality: str, detail: str = "") -> None:

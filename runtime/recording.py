@@ -13,6 +13,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +43,7 @@ FORMAT_VERSION = 1
 MAGIC = b"\x89LEGATO\n"  # the first byte is no text, the last shows a line-end conversion
 MARKER = b"\xa7Lr\x1e"  # starts each frame, so that reading can find its way back
 FRAME = struct.Struct("<4sII")  # marker, bytes of the record, CRC-32 of length and record
+DECISION_TAG = pb.RecordingRecord(decision={}).SerializeToString()[:1]  # with which a record of a decision begins
 MAX_RECORD = 64 << 20  # bytes; a raw 4096x2304 rgb24 frame takes 27 MiB
 SCAN = 1 << 20  # bytes read at once while looking for a marker
 SEARCH = 256 << 20  # bytes of false frames checked before a reading gives up: a crafted file must not hang it
@@ -190,6 +192,18 @@ class RecordingReader:
                     codecs[item.modality] = item.codec
                 if item is not None:
                     yield item
+
+    def decisions(self, kind: str) -> list[Decision]:
+        """The decisions of one kind, without looking into packets: what a replay must know before it begins."""
+        found, before = [], (self.damaged, self.truncated)
+        with self._open() as file:
+            file.seek(self._start)
+            for body in self._bodies(file):
+                if body[:1] == DECISION_TAG:
+                    with suppress(DecodeError, ValueError, KeyError):
+                        found.append(_decision_from_wire(pb.RecordingRecord.FromString(body).decision))
+        self.damaged, self.truncated = before  # for ``packets`` to say
+        return [decision for decision in found if decision.kind == kind]
 
     @property
     def note(self) -> str:

@@ -463,6 +463,27 @@ def test_a_shed_clip_is_absent_by_choice_and_its_packets_are_shed() -> None:
     assert r.ledger["video"].counts.shed == 10
 
 
+def test_a_shed_clip_that_is_closed_is_mended_until_its_final_is_due() -> None:
+    packets = stream(2.0)
+    for lookahead, versions in ((1, [(1, 0, "observed"), (1, 1, "shed")]), (0, [(1, 0, "observed")])):
+        shed = Decision(kind="shed", modality="video", arrival=0.9, clip=1)
+        at = next(i for i, p in enumerate(packets) if (p.arrival or 0) > 0.9)
+        r = receiver(lookahead=lookahead)
+        clips = play([*packets[:at], shed, *packets[at:]], r)
+        assert [(c.index, c.version, c.state["video"]) for c in clips if c.index == 1] == versions
+        assert r.ledger["video"].counts.shed == 10 * lookahead
+
+
+@pytest.mark.parametrize("clip", [-5, 0, 3, 400, 10**15])
+@pytest.mark.parametrize("modality", ["video", "depth"])
+def test_a_decision_about_a_clip_that_nobody_knows_does_no_harm(clip: int, modality: str) -> None:
+    items = stream(1.2)
+    strange = [Decision(kind="shed", modality=modality, arrival=items[-1].arrival or 0.0, clip=clip)] * 3
+    assert [plain(c)[:6] for c in play([*items, *strange], receiver())] == [
+        plain(c)[:6] for c in play(items, receiver())
+    ]
+
+
 def test_a_format_change_takes_a_new_decoder() -> None:
     change = Decision(kind="format_change", modality="audio", arrival=0.61, codec=CODECS["audio"])
     packets = stream(2.0)

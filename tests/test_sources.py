@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -13,11 +14,12 @@ from encoders.clips import AudioSpec, ClipSpec, VideoSpec
 from encoders.media import AudioTrack, VideoTrack, read_clip, write_media
 from imputation.presence import PresenceRule
 from runtime.errors import SourceError, UsageError
-from runtime.packet import Packet
+from runtime.packet import Decision, Packet
 from runtime.receive import Receiver
 from runtime.recording import RecordingWriter
 from runtime.sources import open_source, open_sources
 from runtime.sources.replay import in_order_of_time
+from tests.fakes import INFO, SPEC, fake_parts, stream
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +225,19 @@ def test_training_reads_the_very_clips_that_serving_sees(tmp_path, suffix):
         read = read_clip(path, clip.index * spec.seconds, spec.seconds, spec)
         assert np.array_equal(read.video, clip.video)
         assert np.array_equal(read.audio, clip.audio)
+
+
+def test_what_a_live_run_did_not_encode_is_known_before_a_replay_begins(tmp_path):
+    items: list[Packet | Decision] = [*stream(1.2)]
+    later = Decision(kind="shed", modality="video", arrival=1.15, clip=1, reason="overload")
+    back = Decision(kind="device_back", modality="audio", arrival=1.16)
+    place = next(i for i, item in enumerate(items) if item.arrival > 1.16)
+    with RecordingWriter(tmp_path / "live.legato", INFO) as writer:
+        for item in [*items[:place], later, back, *items[place:]]:
+            (writer.decision if isinstance(item, Decision) else writer.append)(item)
+    found = packets(tmp_path / "live.legato")
+    assert found[0] == replace(later, arrival=items[0].arrival) and found[1:3] == items[:2]
+    assert [x for x in found if isinstance(x, Decision)] == [found[0], back]
+    receiver = Receiver(INFO, SPEC, parts=fake_parts(), delay=0.05)
+    clips = [c for item in found for c in receiver.push(item, item.arrival)] + receiver.finish()
+    assert [(c.version, c.state["video"]) for c in clips] == [(0, "observed"), (0, "shed"), (0, "observed")]

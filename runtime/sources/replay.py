@@ -82,8 +82,20 @@ class RecordingSource(_Opened):
         self.info: StreamInfo = self._reader.info
 
     def packets(self) -> Iterator[Packet | Decision]:
-        """Everything up to the last whole record."""
-        return self._reader.packets()
+        """Everything up to the last whole record.
+
+        What a live run chose not to encode comes first: it decided so when the clip had closed, and a replay must know
+        by then.
+        """
+        shed = self._reader.decisions("shed")
+        for item in self._reader.packets():
+            if shed:
+                untimed = isinstance(item, Packet) and item.arrival is None
+                first = item.decode_seconds if untimed else item.arrival or 0.0  # type: ignore[union-attr]
+                yield from (replace(decision, arrival=first) for decision in shed)
+                shed = []
+            if not (isinstance(item, Decision) and item.kind == "shed"):
+                yield item
 
 
 class ImpairedSource(_Opened):
