@@ -334,3 +334,19 @@ def test_what_was_on_its_way_to_the_model_is_answered_while_nobody_listens():
             assert heard.finals == [(clip, head) for clip in range(1, CLIPS) for head in ("gru", "linear")]
 
     run(scenario)
+
+
+def test_a_client_whose_token_was_lost_on_the_way_goes_on_under_its_streams_name():
+    async def scenario() -> None:
+        expected = await uninterrupted()
+        async with serving() as server:
+            sender = Sender(stream(SECONDS))
+            await sender.connect(server, stop_after=9)
+            sender.token = bytes(16)  # the server rotated it, and the answer never came
+            await sender.connect(server)
+            assert sender.resumed == [False, False]
+            assert [plain(p) for p in sender.heard.values()] == expected
+            assert len({p.stream for p in sender.heard.values()}) == 1
+            assert server.service.kept == 0  # the state before is not kept twice
+
+    run(scenario)
