@@ -143,8 +143,9 @@ class Pipeline:
             raise UsageError(f"speed {speed!r} is unknown; use {' or '.join(SPEEDS)}")
         if isinstance(source, LiveSource):
             return self._live(source, stream, stop or threading.Event(), tap)
-        items = paced(source.packets()) if speed == "realtime" else source.packets()
-        return ahead(receive(items, stream.receiver), self.config.engine.decode_ahead)
+        stop = threading.Event()
+        items = paced(source.packets(), sleep=stop.wait) if speed == "realtime" else source.packets()
+        return ahead(receive(items, stream.receiver), self.config.engine.decode_ahead, stop)
 
     def _live(self, source: LiveSource, stream: Stream, stop: threading.Event, tap: "Tap | None") -> Generator[Clip]:
         from runtime.live import clock_of, receive_live
@@ -178,26 +179,30 @@ def paced(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Iterator[Packet | Decision]:
-    """The same items, none before its arrival time. Pace changes when they come, never what follows from them."""
+    """The same items, none before its arrival time. Pace changes when they come, never what follows from them.
+
+    A ``sleep`` that returns True was woken to stop (``Event.wait``): nothing more comes.
+    """
     start: float | None = None
     for item in items:
         due = arrival(item)
         start = clock() - due if start is None else start
-        if (wait := start + due - clock()) > 0:
-            sleep(wait)
+        if (wait := start + due - clock()) > 0 and sleep(wait) is True:
+            return
         yield item
 
 
-def ahead(clips: Iterator[Clip], depth: int) -> Generator[Clip]:
+def ahead(clips: Iterator[Clip], depth: int, stop: threading.Event | None = None) -> Generator[Clip]:
     """The same clips, made up to ``depth`` ahead by a thread (PyAV and torch both let go of the interpreter lock).
 
-    The thread blocks when the queue is full: nothing is dropped. What it raises is raised here.
+    The thread blocks when the queue is full: nothing is dropped. What it raises is raised here. ``stop`` is set when
+    nobody reads any more; what the clips wait for should wait on it.
     """
     if depth == 0:
         yield from clips
         return
     ready: queue.Queue[tuple[Clip | None, BaseException | None]] = queue.Queue(depth)
-    stop = threading.Event()
+    stop = stop or threading.Event()
 
     def work() -> None:
         try:

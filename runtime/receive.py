@@ -30,6 +30,7 @@ from runtime.questions import Event, Questions
 
 __all__ = ["Event", "Receiver"]
 
+
 class Receiver(Questions):
     """All that a stream needs left of the engine; see the module's docstring for its law.
 
@@ -235,9 +236,9 @@ class Receiver(Questions):
 
     def _clock_changed(self, lane: Lane, packet: Packet, placed: int, step: Step) -> list[Clip]:
         """The capture clock of a modality did something else than go on."""
-        out: list[Clip] = []
         if step is Step.STALE:
-            return out
+            return []
+        out: list[Clip] = []
         if step is Step.JUMPS:
             flushed = [other for other in self._lanes.values() if other.modality == "audio"]
             if lane.modality == "video" and packet.keyframe:
@@ -316,8 +317,7 @@ class Receiver(Questions):
     def _close_complete(self) -> list[Clip]:
         """Close clips for which nothing more is to come; then repaired versions that are whole."""
         out: list[Clip] = []
-        assembler = self._assembler
-        if assembler is None:
+        if (assembler := self._assembler) is None:
             return out
         waited = [lane.modality for lane in self._lanes.values() if not lane.silent]
         while waited and all(map(assembler.complete, waited)):

@@ -1,6 +1,7 @@
 """From a file to predictions: determinism at any speed and chunking, features equal to those inside a replay."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -86,7 +87,7 @@ def test_neither_threads_nor_pace_change_a_prediction(pipeline, bundle, media, m
     assert text(list(single.run(lossy(media)))) == threaded
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
-    monkeypatch.setattr("runtime.pipeline.paced", lambda items: paced(items, lambda: sum(waited), waited.append))
+    monkeypatch.setattr("runtime.pipeline.paced", lambda items, **_: paced(items, lambda: sum(waited), waited.append))
     assert text(list(single.run(lossy(media), speed="realtime"))) == threaded
     assert sum(waited) == pytest.approx(SECONDS, abs=0.5)
 
@@ -200,6 +201,17 @@ def test_a_reader_that_leaves_early_ends_the_decoding_thread():
     assert next(read) == 0
     read.close()
     assert len(made) <= 6
+
+
+def test_a_thread_that_waits_for_the_pace_is_woken_to_stop():
+    stop = threading.Event()
+    items = [packet(0.0), packet(0.01), packet(3600.0), packet(3601.0)]
+    read = ahead((p for p in paced(items, sleep=stop.wait)), 2, stop)
+    assert [next(read), next(read)] == items[:2]
+    began = time.monotonic()
+    read.close()  # as Ctrl-C does
+    assert time.monotonic() - began < 4  # it joins the thread, which else would sleep for an hour
+    assert not any(t.name == "legato-decode" for t in threading.enumerate())
 
 
 def test_a_source_of_which_nothing_could_be_seen_is_no_silent_success(pipeline, media):
