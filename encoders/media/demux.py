@@ -240,6 +240,7 @@ class _Clock:
     def __init__(self, modality: str, stream: Any) -> None:
         context = stream.codec_context
         self.modality = modality
+        self.trims = modality == "audio"  # packets may say which samples are priming; pictures have none
         self.time_base = Fraction(stream.time_base)
         self.seq = 0
         self.wraps = self.time_base == Fraction(1, 90_000)
@@ -259,7 +260,7 @@ class _Clock:
         time = pts if pts is not None else dts if dts is not None else self.next_time
         duration = packet.duration or 0
         self.next_time = time + (duration or self.step)
-        skip, padding = _trim(packet)
+        skip, padding = _trim(packet) if self.trims else (0, 0)
         if packet.is_discard and not skip:
             skip = 1 if self.modality == "video" else _HIDDEN
         elif skip:  # to the first audible sample; half a tick up, as muxers round the priming they subtract

@@ -212,10 +212,10 @@ def in_order_of_time(packets: Iterable[Packet], modalities: Iterable[str]) -> It
     queues = list(waiting.values())
     newest = float("-inf")
     for packet in packets:
-        ticks = packet.capture_time if packet.decode_time is None else packet.decode_time
-        sent = ticks * packet.time_base.numerator / packet.time_base.denominator
+        sent = packet.decode_seconds
         waiting[packet.modality].append((sent, packet))
-        newest = max(newest, sent)
+        if sent > newest:
+            newest = sent
         while _ready(queues, newest):
             yield _earliest(queues)
     while any(queues):
@@ -224,18 +224,22 @@ def in_order_of_time(packets: Iterable[Packet], modalities: Iterable[str]) -> It
 
 def _ready(queues: list[deque[tuple[float, Packet]]], newest: float) -> bool:
     """Whether nothing earlier than the earliest waiting packet is to be expected."""
-    if all(queues):
+    for queue in queues:
+        if not queue:
+            break
+    else:
         return True
-    going = [q for q in queues if q]
-    return any(newest - q[0][0] > _AHEAD or len(q) > _AHEAD_PACKETS for q in going)
+    return any(q and (newest - q[0][0] > _AHEAD or len(q) > _AHEAD_PACKETS) for q in queues)
 
 
 def _earliest(queues: list[deque[tuple[float, Packet]]]) -> Packet:
-    return min((q for q in queues if q), key=_head).popleft()[1]
-
-
-def _head(queue: deque[tuple[float, Packet]]) -> float:
-    return queue[0][0]
+    """Of the packets in front, the one sent first; of two sent together that of the first modality."""
+    best = None
+    for queue in queues:
+        if queue and (best is None or queue[0][0] < best[0][0]):
+            best = queue
+    assert best is not None
+    return best.popleft()[1]
 
 
 def _open(path: Path, tracks: Tracks | None, name: str | None) -> Source:
