@@ -78,7 +78,7 @@ class StreamRequest(_message.Message):
     def __init__(self, config: _Optional[_Union[StreamConfig, _Mapping]] = ..., packets: _Optional[_Union[PacketBatch, _Mapping]] = ..., codec: _Optional[_Union[CodecConfig, _Mapping]] = ..., end_of_stream: _Optional[_Union[EndOfStream, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ...) -> None: ...
 
 class StreamConfig(_message.Message):
-    __slots__ = ("bundle", "heads", "origin", "codecs", "lookahead", "resume_token", "recording_consent", "name", "playout_delay_ms", "resume_point", "recorded")
+    __slots__ = ("bundle", "heads", "origin", "codecs", "lookahead", "resume_token", "recording_consent", "name", "playout_delay_ms", "resume_point", "recorded", "duration_seconds", "sequence_numbers")
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     HEADS_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +90,8 @@ class StreamConfig(_message.Message):
     PLAYOUT_DELAY_MS_FIELD_NUMBER: _ClassVar[int]
     RESUME_POINT_FIELD_NUMBER: _ClassVar[int]
     RECORDED_FIELD_NUMBER: _ClassVar[int]
+    DURATION_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_NUMBERS_FIELD_NUMBER: _ClassVar[int]
     bundle: str
     heads: _containers.RepeatedScalarFieldContainer[str]
     origin: Rational
@@ -101,7 +103,9 @@ class StreamConfig(_message.Message):
     playout_delay_ms: float
     resume_point: ResumePoint
     recorded: bool
-    def __init__(self, bundle: _Optional[str] = ..., heads: _Optional[_Iterable[str]] = ..., origin: _Optional[_Union[Rational, _Mapping]] = ..., codecs: _Optional[_Iterable[_Union[CodecConfig, _Mapping]]] = ..., lookahead: _Optional[int] = ..., resume_token: _Optional[bytes] = ..., recording_consent: _Optional[bool] = ..., name: _Optional[str] = ..., playout_delay_ms: _Optional[float] = ..., resume_point: _Optional[_Union[ResumePoint, _Mapping]] = ..., recorded: _Optional[bool] = ...) -> None: ...
+    duration_seconds: float
+    sequence_numbers: bool
+    def __init__(self, bundle: _Optional[str] = ..., heads: _Optional[_Iterable[str]] = ..., origin: _Optional[_Union[Rational, _Mapping]] = ..., codecs: _Optional[_Iterable[_Union[CodecConfig, _Mapping]]] = ..., lookahead: _Optional[int] = ..., resume_token: _Optional[bytes] = ..., recording_consent: _Optional[bool] = ..., name: _Optional[str] = ..., playout_delay_ms: _Optional[float] = ..., resume_point: _Optional[_Union[ResumePoint, _Mapping]] = ..., recorded: _Optional[bool] = ..., duration_seconds: _Optional[float] = ..., sequence_numbers: _Optional[bool] = ...) -> None: ...
 
 class ResumePoint(_message.Message):
     __slots__ = ("stream", "epoch", "first_clip", "origin", "next_clip", "oldest_clip", "face")
@@ -158,7 +162,7 @@ class PacketBatch(_message.Message):
     def __init__(self, packets: _Optional[_Iterable[_Union[Packet, _Mapping]]] = ...) -> None: ...
 
 class Packet(_message.Message):
-    __slots__ = ("modality", "seq", "capture_time", "duration", "keyframe", "disposable", "payload", "fragment_index", "fragment_count", "decode_time", "corrupt", "time_base", "skip", "padding")
+    __slots__ = ("modality", "seq", "capture_time", "duration", "keyframe", "disposable", "payload", "fragment_index", "fragment_count", "decode_time", "corrupt", "time_base", "skip", "padding", "arrival_seconds")
     MODALITY_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     CAPTURE_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -173,6 +177,7 @@ class Packet(_message.Message):
     TIME_BASE_FIELD_NUMBER: _ClassVar[int]
     SKIP_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
+    ARRIVAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     modality: Modality
     seq: int
     capture_time: int
@@ -187,7 +192,8 @@ class Packet(_message.Message):
     time_base: Rational
     skip: int
     padding: int
-    def __init__(self, modality: _Optional[_Union[Modality, str]] = ..., seq: _Optional[int] = ..., capture_time: _Optional[int] = ..., duration: _Optional[int] = ..., keyframe: _Optional[bool] = ..., disposable: _Optional[bool] = ..., payload: _Optional[bytes] = ..., fragment_index: _Optional[int] = ..., fragment_count: _Optional[int] = ..., decode_time: _Optional[int] = ..., corrupt: _Optional[bool] = ..., time_base: _Optional[_Union[Rational, _Mapping]] = ..., skip: _Optional[int] = ..., padding: _Optional[int] = ...) -> None: ...
+    arrival_seconds: float
+    def __init__(self, modality: _Optional[_Union[Modality, str]] = ..., seq: _Optional[int] = ..., capture_time: _Optional[int] = ..., duration: _Optional[int] = ..., keyframe: _Optional[bool] = ..., disposable: _Optional[bool] = ..., payload: _Optional[bytes] = ..., fragment_index: _Optional[int] = ..., fragment_count: _Optional[int] = ..., decode_time: _Optional[int] = ..., corrupt: _Optional[bool] = ..., time_base: _Optional[_Union[Rational, _Mapping]] = ..., skip: _Optional[int] = ..., padding: _Optional[int] = ..., arrival_seconds: _Optional[float] = ...) -> None: ...
 
 class EndOfStream(_message.Message):
     __slots__ = ("modality", "last_seq")
@@ -495,6 +501,12 @@ class DescribeBundleRequest(_message.Message):
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     bundle: str
     def __init__(self, bundle: _Optional[str] = ...) -> None: ...
+
+class DescribeBundleResponse(_message.Message):
+    __slots__ = ("bundle",)
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    bundle: BundleDescription
+    def __init__(self, bundle: _Optional[_Union[BundleDescription, _Mapping]] = ...) -> None: ...
 
 class BundleDescription(_message.Message):
     __slots__ = ("name", "description", "hash", "heads", "clip_seconds", "window", "lookahead", "min_clips", "thresholds", "ladder", "licence", "attribution")

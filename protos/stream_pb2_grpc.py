@@ -47,7 +47,7 @@ class InferenceServiceStub:
         self.DescribeBundle = channel.unary_unary(
                 '/legato.v1.InferenceService/DescribeBundle',
                 request_serializer=legato_dot_v1_dot_stream__pb2.DescribeBundleRequest.SerializeToString,
-                response_deserializer=legato_dot_v1_dot_stream__pb2.BundleDescription.FromString,
+                response_deserializer=legato_dot_v1_dot_stream__pb2.DescribeBundleResponse.FromString,
                 _registered_method=True)
 
 
@@ -84,7 +84,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
             'DescribeBundle': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeBundle,
                     request_deserializer=legato_dot_v1_dot_stream__pb2.DescribeBundleRequest.FromString,
-                    response_serializer=legato_dot_v1_dot_stream__pb2.BundleDescription.SerializeToString,
+                    response_serializer=legato_dot_v1_dot_stream__pb2.DescribeBundleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -145,7 +145,7 @@ class InferenceService:
             target,
             '/legato.v1.InferenceService/DescribeBundle',
             legato_dot_v1_dot_stream__pb2.DescribeBundleRequest.SerializeToString,
-            legato_dot_v1_dot_stream__pb2.BundleDescription.FromString,
+            legato_dot_v1_dot_stream__pb2.DescribeBundleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -91,10 +91,10 @@ class FakeService(services.InferenceServiceServicer):
         if act.code is not None:
             context.abort_with_status(rpc_status.to_status(rich(act)))
 
-    def DescribeBundle(self, request: pb.DescribeBundleRequest, context: Any) -> pb.BundleDescription:
+    def DescribeBundle(self, request: pb.DescribeBundleRequest, context: Any) -> pb.DescribeBundleResponse:
         if request.bundle not in ("", "counting"):
             context.abort(grpc.StatusCode.NOT_FOUND, f"bundle {request.bundle!r} is not offered; known: counting")
-        return BUNDLE
+        return pb.DescribeBundleResponse(bundle=BUNDLE)
 
     def _answers(self, requests: Any, heard: list[pb.StreamRequest], act: Act) -> Iterator[pb.StreamResponse]:
         config = next(requests)

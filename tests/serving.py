@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -193,6 +193,52 @@ async def serving(
         yield server
     finally:
         await server.stop()
+
+
+class Host:
+    """A server in an event loop of its own, on one port for all its lives.
+
+    ``offers`` makes what each of them serves; None: the bundles that ``settings`` name.
+    """
+
+    def __init__(self, offers: Callable[[], dict[str, Offer]] | None = None, **settings: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._offers, self._settings = offers, settings
+        self.port = 0
+        self.start()
+
+    @property
+    def address(self) -> str:
+        """For clients."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """The next life."""
+        config = ServeConfig(listen=self.address, **self._settings)
+        self.server = Server(config, offers=None if self._offers is None else self._offers())
+        self.port = self._do(self.server.start())
+
+    def kill(self) -> None:
+        """Gone without a word, and another in its place."""
+        self._do(self.server.stop())
+        self.start()
+
+    def drain(self) -> None:
+        """Gone with a word, and another in its place."""
+        self._do(self.server.drain())
+        self.kill()
+
+    def close(self) -> None:
+        """Gone for good."""
+        self._do(self.server.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._loop.close()
+
+    def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
 
 @asynccontextmanager

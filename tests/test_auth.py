@@ -163,7 +163,7 @@ def test_calls_without_a_good_token_get_nowhere(tokens):
                 await stub.DescribeBundle(pb.DescribeBundleRequest(), metadata=bearer(stream_only))
             assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
             described = await stub.DescribeBundle(pb.DescribeBundleRequest(), metadata=bearer(describe_only))
-            assert described.name == "fake"
+            assert described.bundle.name == "fake"
 
     run(scenario)
 

@@ -1,9 +1,7 @@
 """Our client and our server, over real gRPC, with a model that counts: whatever dies, every final prediction once."""
 
-import asyncio
 import random
-import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,58 +14,22 @@ from runtime.serve.client import Client
 from runtime.serve.client_session import Retrying, Started
 from runtime.serve.client_state import Progress
 from runtime.serve.refusals import Backoff
-from runtime.serve.server import ServeConfig, Server
 from tests.fakes import INFO, ListSource, stream
-from tests.serving import offer
+from tests.serving import Host, offer
 
 SECONDS = 8.0
 WINDOW = WindowSettings(clips=4, lookahead=2, min_clips=2)
 
 
-class Host:
-    """A server in an event loop of its own, on one port for all its lives."""
-
-    def __init__(self, **settings: Any) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._settings = settings
-        self.port = 0
-        self.start()
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        config = ServeConfig(listen=self.address, grace=2.0, **self._settings)
-        patient = RuntimeConfig(window=WINDOW, delay=DelaySettings(floor=5.0, cap=10.0))
-        self.server = Server(config, offers={"fake": offer(window=WINDOW, config=patient)})
-        self.port = self._do(self.server.start())
-
-    def kill(self) -> None:
-        """Gone without a word, and another in its place."""
-        self._do(self.server.stop())
-        self.start()
-
-    def drain(self) -> None:
-        """Gone with a word, and another in its place."""
-        self._do(self.server.drain())
-        self.kill()
-
-    def close(self) -> None:
-        self._do(self.server.stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
-        self._loop.close()
-
-    def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+def patient_host(**settings: Any) -> Host:
+    """A server that waits for everything, so that nothing is late."""
+    patient = RuntimeConfig(window=WINDOW, delay=DelaySettings(floor=5.0, cap=10.0))
+    return Host(lambda: {"fake": offer(window=WINDOW, config=patient)}, grace=2.0, **settings)
 
 
 @pytest.fixture
 def host():
-    made = Host()
+    made = patient_host()
     yield made
     made.close()
 
@@ -174,7 +136,7 @@ def test_a_stream_that_survived_its_connection_is_resumed(host, undisturbed):
 
 
 def test_a_full_server_is_waited_for(undisturbed):
-    host = Host(max_streams=1)
+    host = patient_host(max_streams=1)
     try:
         first = Client(host.address).run(source)
         next(first)

@@ -58,6 +58,18 @@ def test_a_plan_takes_what_is_absent_from_bundle_and_server():
     assert plan.info.codecs == fakes.CODECS
 
 
+def test_a_file_says_how_long_it_is_and_what_its_numbers_are_worth():
+    zero = pb.Rational(denominator=1)
+    file = {"origin": zero, "duration_seconds": 12.5}
+    plan = plan_stream(ask(**file, sequence_numbers=False, recorded=True), offer(), Limits())
+    assert (plan.info.duration, plan.info.sequence_numbers, plan.recorded) == (12.5, False, True)
+    plan = plan_stream(ask(), offer(), Limits())
+    assert (plan.info.duration, plan.info.sequence_numbers, plan.recorded) == (None, True, False)
+    assert plan_stream(ask(duration_seconds=12.5), offer(), Limits()).info.duration is None  # from where?
+    later = pb.ResumePoint(stream="9f", epoch=1, origin=zero)  # whose own end nobody announced
+    assert plan_stream(ask(**file, resume_point=later), offer(), Limits()).info.duration is None
+
+
 @pytest.mark.parametrize(("fields", "field"), [
     ({"name": "x" * 257}, "name"),
     ({"heads": ["gru", "nose"]}, "heads[1]"),
@@ -66,6 +78,9 @@ def test_a_plan_takes_what_is_absent_from_bundle_and_server():
     ({"playout_delay_ms": float("nan")}, "playout_delay_ms"),
     ({"playout_delay_ms": 1e9}, "playout_delay_ms"),
     ({"resume_token": b"x" * 15}, "resume_token"),
+    ({"duration_seconds": -1.0}, "duration_seconds"),
+    ({"duration_seconds": float("nan")}, "duration_seconds"),
+    ({"duration_seconds": float("inf")}, "duration_seconds"),
     ({"origin": pb.Rational(numerator=1, denominator=0)}, "origin"),
     ({"origin": pb.Rational(numerator=1 << 62, denominator=1)}, "origin"),
     ({"codecs": []}, "codecs"),

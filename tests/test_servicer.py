@@ -118,9 +118,10 @@ def test_a_lost_tail_is_counted():
 def test_describe_bundle_says_what_is_served():
     async def scenario() -> None:
         async with serving([offer(), offer(name="other")]) as server, connected(server) as stub:
-            assert bundle_from_wire(await stub.DescribeBundle(pb.DescribeBundleRequest())).name == "fake"
+            default = await stub.DescribeBundle(pb.DescribeBundleRequest())
+            assert bundle_from_wire(default.bundle).name == "fake"
             described = await stub.DescribeBundle(pb.DescribeBundleRequest(bundle="other"))
-            assert [h.name for h in described.heads] == ["gru", "linear"]
+            assert [h.name for h in described.bundle.heads] == ["gru", "linear"]
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.DescribeBundle(pb.DescribeBundleRequest(bundle="no\nne"))
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND

@@ -26,7 +26,7 @@ from runtime.serve.pacing import Pace, PausableClock
 from runtime.serve.session import Session, Settings
 from runtime.serve.status import Refused, draining, exhausted, invalid, rich_status
 from tests.fakes import CODECS, SPEC, FakeClock, fake_parts, packet, stream
-from tests.serving import FakeAnswer, FakeDispatcher, batch, config, end, ends, offer
+from tests.serving import FakeAnswer, FakeDispatcher, batch, config, end, ends, in_batches, offer
 
 DEMO = Path(__file__).parent.parent / "runtime" / "bundles" / "talk" / "demo.legato"
 
@@ -249,6 +249,62 @@ def test_in_a_recorded_stream_nothing_is_late_however_long_it_takes():
     replayed = [c for p in kept for c in receiver.push(replace(p, arrival=None), 0.0)] + receiver.finish()
     assert [(c.index, c.state, c.coverage) for c in served] == [(c.index, c.state, c.coverage) for c in replayed]
     assert len(served) == 20
+
+
+def recorded_desk(**settings):
+    return Desk(request=config(origin=pb.Rational(denominator=1), recorded=True), idle=30.0, **settings)
+
+
+def test_a_recorded_stream_waits_for_a_client_that_reads_slowly():
+    desk = recorded_desk(outbox=8)
+    desk.send(*in_batches(stream(12.0)), *ends())
+    assert desk.session.outbox.crowded
+    assert not desk.session.outbox.dropped
+    while not desk.session.done:
+        desk.clock.move(20.0)
+        desk.session.tick()
+        if (entry := desk.session.outbox.pop()) is not None:
+            desk.said.append(entry[0])
+            desk.session.sent(0, desk.clock.now())
+        desk.work()
+    assert len(desk.of("clip_report")) == 30
+    assert len([p for p in desk.of("prediction") if p.status == pb.PREDICTION_STATUS_FINAL]) == 58
+    assert not desk.session.outbox.dropped
+
+
+def test_but_not_for_ever():
+    desk = recorded_desk(outbox=8)
+    desk.send(*in_batches(stream(12.0)), *ends())
+    for _ in range(4):
+        assert desk.session.failure is None
+        desk.clock.move(10.0)
+        desk.session.tick()
+    assert desk.session.failure.code == "RESOURCE_EXHAUSTED"
+    assert "nothing was read for 30 s" in desk.session.failure.message
+
+
+def test_recorded_packets_came_when_they_say():
+    desk = recorded_desk()
+    for item in stream(8.0):
+        wire = packet_to_wire(item, CODECS[item.modality].time_base)
+        wire.arrival_seconds = 100 + item.arrival
+        desk.send(pb.StreamRequest(packets=pb.PacketBatch(packets=[wire])))
+    assert desk.receiver._now == 100 + item.arrival
+
+
+@pytest.mark.parametrize("arrival", [float("nan"), float("inf"), -float("inf"), 1e300, 0.99 - 10.0, 1.01 + 86_400.0])
+def test_a_recorded_arrival_that_cannot_be_is_malformed(arrival):
+    desk = recorded_desk()
+    for seq, at in enumerate([1.0, arrival, 1.0, 1.0 - 10.0]):
+        wire = packet_to_wire(packet(seq=seq), CODECS["video"].time_base)
+        wire.arrival_seconds = at
+        desk.send(pb.StreamRequest(packets=pb.PacketBatch(packets=[wire])))
+    counts = desk.receiver.ledger["video"].counts
+    assert (counts.received, counts.malformed) == (4, 1)
+    live = Desk()
+    wire.arrival_seconds = arrival
+    live.send(pb.StreamRequest(packets=pb.PacketBatch(packets=[wire])))
+    assert live.receiver.ledger["video"].counts.malformed == 0  # of a live stream nothing of the kind is believed
 
 
 def test_a_clock_with_two_reasons_to_stand_needs_both_gone():

@@ -90,6 +90,12 @@ REQUESTS = {
             resume_point=POINT,
         )
     ),
+    "recorded": pb.StreamRequest(
+        config=pb.StreamConfig(name="talk.mp4", recorded=True, duration_seconds=12.5, sequence_numbers=False)
+    ),
+    "arrivals": pb.StreamRequest(
+        packets=pb.PacketBatch(packets=[pb.Packet(modality=2, seq=9, payload=b"\1\2", arrival_seconds=0.0)])
+    ),
     "packets": pb.StreamRequest(
         packets=pb.PacketBatch(
             packets=[
@@ -156,7 +162,8 @@ RESPONSES = {
 }
 MESSAGES: dict[str, Any] = {f"request_{name}": m for name, m in REQUESTS.items()}
 MESSAGES |= {f"response_{name}": m for name, m in RESPONSES.items()}
-MESSAGES |= {"describe_bundle": pb.DescribeBundleRequest(bundle="talk"), "bundle": bundle_to_wire(SERVED)}
+MESSAGES |= {"describe_bundle": pb.DescribeBundleRequest(bundle="talk")}
+MESSAGES |= {"describe_bundle_response": pb.DescribeBundleResponse(bundle=bundle_to_wire(SERVED))}
 
 
 def golden(name: str) -> bytes:

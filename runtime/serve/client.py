@@ -114,7 +114,8 @@ class Client:
 
         Args:
             heads: which heads speak; none: all of the bundle.
-            speed: ``max`` or ``realtime``, for sources that are not live.
+            speed: for sources that are not live, ``max``, which is answered as a replay of them is, or ``realtime``,
+                which is answered as a device would be.
             consent: the server may record what is sent.
             progress: of an earlier client that sent the same; ``stored`` is shown it whenever it may be saved.
             observe: is shown all else that happens: Started, Retrying, Gap, ClipReport, StreamStats.
@@ -129,7 +130,8 @@ class Client:
         if not 0 <= batch_ms <= 100:
             raise UsageError(f"batch_ms {batch_ms:g} is not between 0 and 100")
         feed = open_feed(source, progress, keep_bytes)
-        wanted = Wanted(bundle=bundle, heads=tuple(heads), lookahead=lookahead, consent=consent)
+        recorded = speed == "max" and not is_live(source)
+        wanted = Wanted(bundle=bundle, heads=tuple(heads), lookahead=lookahead, consent=consent, recorded=recorded)
         session = Session(
             self._call,
             self.address,
@@ -151,7 +153,8 @@ class Client:
             stub = services.InferenceServiceStub(channel)
             try:
                 request = pb.DescribeBundleRequest(bundle=bundle)
-                return bundle_from_wire(stub.DescribeBundle(request, metadata=self._metadata, timeout=timeout))
+                answer = stub.DescribeBundle(request, metadata=self._metadata, timeout=timeout)
+                return bundle_from_wire(answer.bundle)
             except grpc.RpcError as error:
                 raise read_refusal(error).error(self.address) from None
             except ValueError as error:

@@ -56,6 +56,7 @@ class Wanted:
     heads: tuple[str, ...] = ()
     lookahead: int | None = None
     consent: bool = False
+    recorded: bool = False  # packets come when the source says, however long sending them takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +186,9 @@ class Session:
             recording_consent=wanted.consent,
             name=text(info.name).encode()[:NAME_BYTES].decode("utf-8", "ignore"),
             resume_point=point,
+            recorded=wanted.recorded,
+            duration_seconds=info.duration,
+            sequence_numbers=None if info.sequence_numbers else False,
         )
 
     def _listen(self, connection: "_Connection") -> Iterator[Prediction]:

@@ -98,6 +98,9 @@ class Fragments:
         whole.CopyFrom(frame.parts[0])
         whole.payload = b"".join(frame.parts[i].payload for i in range(frame.count))
         whole.corrupt = any(part.corrupt for part in frame.parts.values())
+        arrivals = [part.arrival_seconds for part in frame.parts.values() if part.HasField("arrival_seconds")]
+        if arrivals:
+            whole.arrival_seconds = max(arrivals)
         whole.ClearField("fragment_index")
         whole.ClearField("fragment_count")
         return _numbered(whole, self._number(track, base))

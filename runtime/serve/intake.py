@@ -44,7 +44,7 @@ class Intake:
         self._again: dict[str, set[int]] = {}  # numbers that will be sent once more
 
     def packet(self, wire: pb.Packet, arrival: float | None) -> list[Clip]:
-        """One packet, as it was read; without an arrival it came when it was sent."""
+        """One packet, as it was read; without an arrival it is recorded, and came when it says, or when it was sent."""
         modality = MODALITY_FROM_WIRE.get(wire.modality)
         if modality is None or modality not in self._codecs:
             self.receiver.ledger[next(iter(self._codecs))].malformed()
@@ -54,8 +54,8 @@ class Intake:
             return []
         if self.tap is not None:
             self.tap.packet(packet)
-        self._sent = packet.decode_seconds
-        clips: list[Clip] = self.receiver.push(packet, self._sent if arrival is None else arrival)
+        self._sent = packet.decode_seconds if packet.arrival is None else packet.arrival
+        clips: list[Clip] = self.receiver.push(packet, self._sent)
         return clips
 
     def _read(self, wire: pb.Packet, modality: str, arrival: float | None) -> Packet | None:
@@ -68,6 +68,8 @@ class Intake:
         if whole is None or whole.seq in self._again.get(modality, ()):
             return None  # the rest is to come, or all of it came before
         self._recent[modality].append(whole.seq)
+        if arrival is None and whole.HasField("arrival_seconds"):
+            arrival = whole.arrival_seconds
         packet = None if modality in self._ended else self._gate.packet(whole, arrival)
         if packet is None:
             self.receiver.ledger[modality].malformed()

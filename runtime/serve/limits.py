@@ -51,6 +51,8 @@ class Limits:
     name: int = 256  # bytes of UTF-8
     batch: int = 1024  # packets in one message
     duration: float = 600.0  # seconds that one packet may claim to last
+    arrival_back: float = 10.0  # seconds by which a recorded arrival may lie before one that was sent earlier
+    arrival_ahead: float = 86_400.0  # and behind it: recordings may pause
     playout_delay: float = 10.0  # seconds
     decode_burst: float = 10.0  # seconds of CPU for decoding that a stream may take beyond its share
     decode_share: float = 1.0  # seconds of CPU for decoding, per second of media
@@ -119,6 +121,8 @@ def plan_stream(config: pb.StreamConfig, facts: BundleFacts, limits: Limits) -> 
             name=_printable(config.name),
             codecs=_codecs(config, facts, limits),
             origin=resumption.origin if resumption is not None else origin,
+            duration=_duration(config),
+            sequence_numbers=not config.HasField("sequence_numbers") or config.sequence_numbers,
         ),
         heads=_heads(config, facts),
         lookahead=_lookahead(config, facts),
@@ -219,6 +223,16 @@ def _delay(config: pb.StreamConfig, limits: Limits) -> float | None:
     return config.playout_delay_ms / 1e3
 
 
+def _duration(config: pb.StreamConfig) -> float | None:
+    """Seconds from the origin; it bounds the first epoch only, and a receiver that goes on in a later one must not."""
+    if not config.HasField("duration_seconds"):
+        return None
+    if not 0 <= config.duration_seconds <= FARTHEST:  # NaN is neither
+        raise invalid("duration_seconds", f"{config.duration_seconds:g}; from 0 to {FARTHEST} s")
+    bounds = config.HasField("origin") and not config.resume_point.epoch
+    return config.duration_seconds if bounds else None
+
+
 def _resumption(config: pb.StreamConfig) -> Resumption | None:
     if not config.HasField("resume_point"):
         return None
@@ -287,6 +301,7 @@ class Gate:
         self._allowed = 2.0 * limits.frame_rate  # pictures
         self.media_seconds = 0.0  # of capture time that packets have brought, both modalities
         self._heard: dict[str, float] = {}
+        self._arrived: float | None = None  # the latest recorded arrival, seconds
         self._tell_keyframes()
 
     def change(self, modality: str, codec: CodecConfig) -> None:
@@ -304,7 +319,7 @@ class Gate:
             packet = packet_from_wire(wire, codec.time_base, arrival)
         except ValueError:
             return None
-        if not self._sane(packet) or (modality == "video" and not self._paced(packet)):
+        if not self._sane(packet) or not self._on_time(packet) or (modality == "video" and not self._paced(packet)):
             return None
         self._progress(packet)
         return self._checked(packet) if modality == "video" else packet
@@ -318,6 +333,17 @@ class Gate:
             return False
         lasts = packet.duration * base.numerator / base.denominator
         return lasts <= self._limits.duration and bool(packet.payload)
+
+    def _on_time(self, packet: Packet) -> bool:
+        """Whether an arrival goes on from those before it, so that no packet takes the receiver's clock away."""
+        at, before, limits = packet.arrival, self._arrived, self._limits
+        if at is None:
+            return True
+        near = before is None or before - limits.arrival_back <= at <= before + limits.arrival_ahead
+        if not (abs(at) <= FARTHEST and near):  # NaN is neither
+            return False
+        self._arrived = at if before is None else max(at, before)
+        return True
 
     def _paced(self, packet: Packet) -> bool:
         """Whether this picture is within the frame rate that is served."""

@@ -86,6 +86,11 @@ class Outbox:
         self.ready.set()
 
     @property
+    def crowded(self) -> bool:
+        """Whether half of the room is taken by what its client has not read."""
+        return 2 * (len(self._queue) - self._again) >= self._limit
+
+    @property
     def _full(self) -> bool:
         return len(self._queue) - self._again >= self._limit
 

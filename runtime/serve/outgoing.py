@@ -56,6 +56,7 @@ class Outgoing:
         self.error: BaseException | None = None  # of the source
         self.ends_sent = False  # everything was said
         self._config: pb.StreamConfig | None = config
+        self._recorded = config.recorded
         self._feed, self._pace, self._guard = feed, pace, guard
         self._codecs = dict(codecs)
         self._convert = {}
@@ -170,7 +171,10 @@ class Outgoing:
                 f"{packet.modality} packet {packet.seq} has {len(packet.payload)} bytes and a message holds "
                 f"{PACKET_BYTES}; use a smaller picture, or code it"
             )
-        return packet_to_wire(packet, None if codec is None else codec.time_base)
+        wire = packet_to_wire(packet, None if codec is None else codec.time_base)
+        if self._recorded and packet.arrival is not None:
+            wire.arrival_seconds = packet.arrival
+        return wire
 
     def _format(self, decision: Decision) -> pb.StreamRequest | None:
         if decision.codec is None:

@@ -1,9 +1,11 @@
-"""Time as a served stream sees it: a clock that can stand still, and when answers are due."""
+"""Time as a served stream sees it: a clock that can stand still, when answers are due, and how long they took."""
 
 from runtime.clip import Clip
 from runtime.clock import Clock
 
-__all__ = ["Pace", "PausableClock"]
+__all__ = ["Latency", "Pace", "PausableClock", "Wait"]
+
+REMEMBERED = 1000  # clips about which nothing was sent yet
 
 
 class PausableClock:
@@ -50,3 +52,41 @@ class Pace:
         if clip.epoch != self._epoch:
             self._epoch, self._anchor = clip.epoch, now - end
         return max(now, self._anchor + end) + self._within
+
+
+class Latency:
+    """How long it took from the end of a clip until the first prediction about it had left."""
+
+    def __init__(self) -> None:
+        self._closed: dict[int, float] = {}  # clip -> when it ended
+
+    def closed(self, clip: Clip, now: float) -> None:
+        """A clip closed, some time after it had ended."""
+        self._closed[clip.index] = now - clip.wait_ms / 1e3
+
+    def sent(self, clip: int, now: float) -> float | None:
+        """A prediction has left: seconds since its clip ended; None for a further one."""
+        ended = self._closed.pop(clip, None)
+        for old in [c for c in self._closed if c < clip - REMEMBERED]:
+            del self._closed[old]
+        return None if ended is None else now - ended
+
+
+class Wait:
+    """For how long something has been waited for without a break."""
+
+    def __init__(self, most: float) -> None:
+        self._most = most
+        self._since: float | None = None
+
+    def waited(self, now: float, waiting: bool) -> bool:
+        """Whether it was too long by now."""
+        if not waiting:
+            self._since = None
+            return False
+        self._since = now if self._since is None else self._since
+        return now - self._since >= self._most
+
+    def over(self) -> None:
+        """It goes on."""
+        self._since = None

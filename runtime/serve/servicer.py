@@ -42,10 +42,10 @@ class Servicer(rpc.InferenceServiceServicer):
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def DescribeBundle(self, request: pb.DescribeBundleRequest, context: Any) -> pb.BundleDescription:
+    async def DescribeBundle(self, request: pb.DescribeBundleRequest, context: Any) -> pb.DescribeBundleResponse:
         """What a bundle is."""
         try:
-            return self._service.offer(request.bundle).description
+            return pb.DescribeBundleResponse(bundle=self._service.offer(request.bundle).description)
         except Refused as refused:
             await refuse(context, refused)
 

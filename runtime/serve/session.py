@@ -8,7 +8,8 @@ Everything here runs in the event loop's thread but ``_work`` and ``_count``, wh
 packet's arrival is the moment its message was read, on a clock that stands still while *we* do not read (our queues
 are full) or nobody is connected: what we made wait is not late. Flow control is the whole receive policy: a full inbox
 is not read from, so a flooder waits in its own buffers, and nothing that was read is dropped. At most ``in_flight``
-clips of a stream wait for the model. A recorded stream has no clock but that of its packets: nothing in it is late.
+clips of a stream wait for the model. A recorded stream has no clock but that of its packets: what is late in it was so
+when it was recorded; and as its sender can wait, nothing is dropped for one that reads slowly.
 """
 
 import asyncio
@@ -36,9 +37,9 @@ from runtime.serve.intake import Intake
 from runtime.serve.limits import Limits, Plan, check_codec, refuse_batch
 from runtime.serve.offer import Offer
 from runtime.serve.outbox import Outbox
-from runtime.serve.pacing import Pace, PausableClock
+from runtime.serve.pacing import Latency, Pace, PausableClock, Wait
 from runtime.serve.progress import Progress
-from runtime.serve.status import Refused, failed, invalid, out_of_order, timed_out
+from runtime.serve.status import Refused, exhausted, failed, invalid, out_of_order, timed_out, unexpected
 from runtime.stream import FINAL, Stream
 
 __all__ = ["Session", "Settings"]
@@ -96,11 +97,12 @@ class Session:
         self._inbox = Inbox(self._intake, stream.name, packets=settings.inbox_packets, size=settings.inbox_bytes)
         self._working = self._finished = False
         self._in_flight = 0
-        self._closed: dict[int, tuple[float, float]] = {}  # clip -> when it closed, how long it had waited by then
+        self._latency = Latency()
         self._deadline: float | None = None
         self._newest: dict[int, int] = {}  # by modality, the highest number that was read
         self._said: set[str] = set()  # modalities that were ended on this connection
         self._finals = self._shed = 0
+        self._unread = Wait(settings.idle)
         self._heard = clock.now()
         self._next_stats = self._heard + settings.report_interval
         self.readable.set()
@@ -239,10 +241,8 @@ class Session:
             self._end_of_stream(request.end_of_stream)
         elif kind == "codec":
             self._codec(request.codec)
-        elif kind == "config":
-            raise out_of_order("config: a second StreamConfig; to change a track, send a CodecConfig", "config")
         else:
-            raise invalid("request", "an empty message, or of a kind that this server does not know", "request")
+            raise unexpected(kind)
 
     def no_more(self) -> None:
         """The client closed its side: as if it had ended every modality."""
@@ -300,6 +300,8 @@ class Session:
         now = self._real.now()
         if self.ended or not self.connection:
             return
+        if self.plan.recorded:
+            self._await_reader(now)
         waiting = self.readable.is_set() and not self.draining and self._said < set(self.plan.info.codecs)
         if waiting and now - self._heard >= self.settings.idle:
             self.fail(timed_out(f"nothing came for {self.settings.idle:g} s; send packets, or end the stream", "idle"))
@@ -313,11 +315,20 @@ class Session:
                 self._working = True
                 self._submit(self._count)
 
+    def _await_reader(self, now: float) -> None:
+        """A recorded stream waits for a client that reads slowly, but not for ever."""
+        if not self._unread.waited(now, self.outbox.crowded):
+            self._schedule()
+        else:
+            idle = self.settings.idle
+            self.fail(exhausted(f"nothing was read for {idle:g} s; read what the server sends", "unread", None))
+
     # -- the pool's thread --------------------------------------------------------------------------------------------
 
     def _schedule(self) -> None:
         full = self._in_flight >= self.settings.in_flight
-        if self._inbox and not (self._working or full or self.ended):
+        unread = self.plan.recorded and self.outbox.crowded
+        if self._inbox and not (self._working or full or unread or self.ended):
             self._working = True
             self._submit(self._work)
 
@@ -360,7 +371,7 @@ class Session:
         self._progress.closed(clip, needed)
         if self._progress.useless(clip):
             return
-        self._closed[clip.index] = (now, clip.wait_ms / 1e3)
+        self._latency.closed(clip, now)
         self.observer.stage("wait", clip.wait_ms / 1e3)
         self.observer.stage("decode", clip.decode_ms / 1e3)
         if not self._progress.foreign(clip.index):
@@ -416,11 +427,11 @@ class Session:
         """A prediction about ``clip`` that was ready at ``since`` has left."""
         now = self._real.now()
         self.observer.stage("send", now - since)
-        closed = self._closed.pop(clip, None)
-        if closed is not None:
-            self.observer.end_to_end(now - closed[0] + closed[1])
-        for old in [c for c in self._closed if c < clip - 1000]:
-            del self._closed[old]
+        self._unread.over()
+        if self.plan.recorded:
+            self._schedule()
+        if (took := self._latency.sent(clip, now)) is not None:
+            self.observer.end_to_end(took)
 
     def _report(self, stats: StreamStats) -> None:
         known = replace(

@@ -20,6 +20,7 @@ __all__ = [
     "rich_status",
     "timed_out",
     "unauthenticated",
+    "unexpected",
     "unknown_name",
 ]
 
@@ -48,6 +49,13 @@ def invalid(field: str, message: str, reason: str = "config") -> Refused:
 def out_of_order(message: str, field: str = "") -> Refused:
     """A message that is right in itself, at the wrong time: FAILED_PRECONDITION."""
     return Refused("FAILED_PRECONDITION", message, reason="order", field=field)
+
+
+def unexpected(kind: str | None) -> Refused:
+    """A request that does not belong into a stream that runs; ``kind`` None: it cannot be told."""
+    if kind == "config":
+        return out_of_order("config: a second StreamConfig; to change a track, send a CodecConfig", "config")
+    return invalid("request", "an empty message, or of a kind that this server does not know", "request")
 
 
 def unknown_name(field: str, message: str) -> Refused:

@@ -2,7 +2,8 @@
 //
 //   node client.mjs HOST:PORT RECORDING.legato stream.proto [LOOKAHEAD]
 //
-// Reads a packet recording by its published framing, sends its packets, and prints every prediction as one JSON line.
+// Reads a packet recording by its published framing, sends its packets with the times at which they once arrived, and
+// prints every prediction as one JSON line: those of a replay.
 // A token in LEGATO_TOKEN is sent as `authorization: Bearer`. Exit code 1 and the status on stderr when the call fails.
 
 import { readFileSync } from "node:fs";
@@ -89,11 +90,12 @@ function* requests(file, Record, wishes) {
         codec.extradata = Buffer.from(codec.extradata ?? []);
         convert[codec.modality] = annexB(codec);
       }
-      const { name, codecs, origin } = record.header;
-      yield { config: { name, codecs, origin, ...wishes } };
+      const { name, codecs, origin, duration_seconds, sequence_numbers = false } = record.header;
+      yield { config: { name, codecs, origin, duration_seconds, sequence_numbers, recorded: true, ...wishes } };
     } else if (record.packet) {
       const packet = record.packet.packet;
       packet.payload = convert[packet.modality](Buffer.from(packet.payload ?? []));
+      packet.arrival_seconds = record.packet.arrival_seconds; // absent: the moment it was sent
       lastSeq[packet.modality] = packet.seq ?? "0";
       batch.push(packet);
       if (batch.length === BATCH) {
