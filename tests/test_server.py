@@ -1,6 +1,8 @@
 """Server: health, drain, metrics, addresses, recording; from start to stop in one process."""
 
 import asyncio
+import json
+import threading
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -254,6 +256,59 @@ def test_metrics_count_streams_packets_and_refusals():
             assert (await asyncio.to_thread(fetch, server.metrics_port, "/healthz"))[0] == 200
             await server.drain()
             assert (await asyncio.to_thread(fetch, server.metrics_port, "/healthz"))[0] == 503
+
+    run(scenario)
+
+
+def test_of_a_client_that_dies_and_is_given_up_nothing_stays_in_the_totals():
+    async def scenario() -> None:
+        dispatcher = FakeDispatcher(held=True)
+        async with serving([offer(dispatcher)], metrics="127.0.0.1:0", keep_seconds=0.05) as server:
+            async with connected(server) as stub:
+                call = stub.Stream()
+                for request in (config(), *in_batches(stream(2.0))):
+                    await call.write(request)
+                while not dispatcher.submitted:
+                    await asyncio.sleep(0.01)
+            async with asyncio.timeout(5):  # the channel is gone: the client is dead
+                while not dispatcher.detached:
+                    await asyncio.sleep(0.01)
+                text = ""
+                while 'packets_unfinished{modality="video"} 0.0' not in text:
+                    text = (await asyncio.to_thread(fetch, server.metrics_port, "/metrics"))[1]
+            assert 'packets_unfinished{modality="audio"} 0.0' in text
+            assert "active_streams 0.0" in text
+            assert 'packets_received_total{modality="video"} 0.0' not in text
+
+    run(scenario)
+
+
+def test_health_says_that_the_server_comes_while_models_are_loaded(monkeypatch):
+    loading, loaded = threading.Event(), threading.Event()
+
+    def load(*_: Any) -> dict[str, Any]:
+        loading.set()
+        assert loaded.wait(10)
+        return {"fake": offer()}
+
+    monkeypatch.setattr("runtime.serve.server.load_offers", load)
+
+    async def scenario() -> None:
+        server = Server(ServeConfig(listen="127.0.0.1:0", metrics="127.0.0.1:0"))
+        starting = asyncio.create_task(server.start())
+        try:
+            await asyncio.to_thread(loading.wait, 10)
+            status, text = await asyncio.to_thread(fetch, server.metrics_port, "/healthz")
+            assert (status, json.loads(text)["status"]) == (503, "starting")
+            assert (await asyncio.to_thread(fetch, server.metrics_port, "/metrics"))[0] == 200
+            loaded.set()
+            await starting
+            assert (await asyncio.to_thread(fetch, server.metrics_port, "/healthz"))[0] == 200
+        finally:
+            loaded.set()
+            await server.stop()
+        with pytest.raises(OSError):
+            await asyncio.to_thread(fetch, server.metrics_port, "/healthz")
 
     run(scenario)
 

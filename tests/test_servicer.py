@@ -407,10 +407,17 @@ def test_a_message_that_is_no_message_ends_its_call_only():
     async def scenario() -> None:
         async with serving() as server, grpc.aio.insecure_channel(server.where) as channel:
             raw = channel.stream_stream("/legato.v1.InferenceService/Stream")
-            call = raw()
-            await call.write(b"\xff\xff\xff\xff random bytes")
-            heard = await hear(call)
-            assert heard.code in ("INTERNAL", "INVALID_ARGUMENT", "UNKNOWN", "FAILED_PRECONDITION")
+            for before in ([], [config().SerializeToString()]):
+                call = raw()
+                for message in (*before, b"\xff\xff\xff\xff random bytes"):
+                    await call.write(message)
+                heard = await hear(call)
+                assert heard.code == "INVALID_ARGUMENT"
+                assert "these bytes are no message of legato.v1" in heard.error.details()
+                assert field_of(heard.error) == "request"
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary("/legato.v1.InferenceService/DescribeBundle")(b"\xff\xff random bytes")
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert (await talk(server, whole())).code == "OK"
 
     run(scenario)

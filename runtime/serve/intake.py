@@ -125,6 +125,15 @@ class Intake:
         """Totals so far."""
         return self._totals.read()
 
+    def settle(self) -> None:
+        """Nothing follows, and nobody waits for an answer: what was under way gets its fate, and whoever watches the
+        server the last totals.
+        """
+        self.finished = True
+        for _, ledger in self.receiver.ledger.items():
+            ledger.settle()
+        self._totals.read()
+
     def needed(self, clip: Clip) -> dict[str, int]:
         """By modality, the newest packet that a fresh receiver would not need for this clip and those after it."""
         found = {}

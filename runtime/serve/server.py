@@ -115,6 +115,7 @@ class Server:
             config.decode_threads or min(4, os.cpu_count() or 1), thread_name_prefix="legato-decode"
         )
         try:
+            await self._watch()
             if config.record is not None:
                 self._keeper = _keeper(config, self.observer)
             self.offers = await self._load()
@@ -206,6 +207,9 @@ class Server:
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self.port = self._bind()
         await self._server.start()
+
+    async def _watch(self) -> None:
+        """The metrics port, before anything that takes long: whoever waits for this server sees that it comes."""
         if self._metrics is not None and isinstance(self.observer, Metrics):
             self._web = Web(self.observer, self._state, host=self._metrics.host, port=self._metrics.port)
             await self._web.start()
@@ -224,10 +228,10 @@ class Server:
 
     def _state(self) -> Health:
         """For /healthz."""
-        if self.service is None:
-            return Health("starting")
-        if self.service.draining:
+        if self.service is not None and self.service.draining:
             return Health("draining", "the server stops")
+        if self.service is None or self._ticker is None:
+            return Health("starting", "models are loaded")
         waiting = [name for name, offer in self.offers.items() if not offer.dispatcher.ready]
         return Health("starting", f"bundle {waiting[0]} is not ready") if waiting else Health(READY)
 

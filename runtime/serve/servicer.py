@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from protos import stream_pb2 as pb
 from protos import stream_pb2_grpc as rpc
@@ -17,7 +18,7 @@ from runtime import logs, spans
 from runtime.serve.auth import LOCAL, Caller, Gatekeeper
 from runtime.serve.service import Service
 from runtime.serve.session import Session
-from runtime.serve.status import DETAILS_KEY, Refused, cut_off, draining, out_of_order, rich_status, timed_out
+from runtime.serve.status import DETAILS_KEY, Refused, cut_off, draining, invalid, out_of_order, rich_status, timed_out
 
 __all__ = ["CALLER", "Guard", "Servicer"]
 
@@ -27,6 +28,8 @@ CALLER: ContextVar[Caller] = ContextVar("caller", default=LOCAL)
 AFTER_EOF = 0.2  # seconds in which a broken connection, which reads like a closed one, shows that it is broken
 NEARLY = 0.5  # seconds by which a client's deadline may reach us before it is over by our clock
 STREAM, DESCRIBE = "stream", "describe"
+OURS = "/legato.v1.InferenceService/"
+GARBLED = object()  # stands for a request that could not be read
 SCOPES = {  # what a method needs; one that is not named needs ``admin``
     "/legato.v1.InferenceService/Stream": STREAM,
     "/legato.v1.InferenceService/DescribeBundle": DESCRIBE,
@@ -112,7 +115,7 @@ async def _config(context: Any, timeout: float) -> pb.StreamConfig:
     """The first message."""
     try:
         async with asyncio.timeout(timeout):
-            request = await context.read()
+            request = await _next(context)
     except TimeoutError:
         raise timed_out(f"no StreamConfig within {timeout:g} s; it is the first message", "no_config") from None
     if request is grpc.aio.EOF:
@@ -123,10 +126,35 @@ async def _config(context: Any, timeout: float) -> pb.StreamConfig:
     return request.config
 
 
+async def _next(context: Any) -> Any:
+    """The next request, or EOF. Raises Refused for bytes that are none."""
+    request = await context.read()
+    if request is GARBLED:
+        raise garbled()
+    return request
+
+
+def garbled() -> Refused:
+    """Bytes that are no message: INVALID_ARGUMENT, where gRPC itself would say UNKNOWN."""
+    return invalid("request", "these bytes are no message of legato.v1; send what protos/stream.proto says", "request")
+
+
+def readable(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Reads requests; what cannot be read is GARBLED, for a handler to refuse."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return GARBLED
+
+    return read
+
+
 async def _read(session: Session, connection: int, context: Any) -> None:
     """Requests into the session, as long as it has room."""
     while not session.draining and connection == session.connection:
-        request = await context.read()
+        request = await _next(context)
         if request is grpc.aio.EOF:
             await asyncio.sleep(AFTER_EOF)
             session.no_more()
@@ -174,9 +202,11 @@ class Guard(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None or details.method in OPEN:
             return handler
-        return self._guarded(handler, SCOPES.get(details.method, "admin"))
+        ours = details.method.startswith(OURS)
+        read = readable(handler.request_deserializer) if ours else handler.request_deserializer
+        return self._guarded(handler, SCOPES.get(details.method, "admin"), read)
 
-    def _guarded(self, handler: Any, scope: str) -> Any:
+    def _guarded(self, handler: Any, scope: str, read: Any) -> Any:
         make = {
             (False, False): grpc.unary_unary_rpc_method_handler,
             (False, True): grpc.unary_stream_rpc_method_handler,
@@ -189,6 +219,8 @@ class Guard(grpc.aio.ServerInterceptor):
             try:
                 metadata = context.invocation_metadata() or ()
                 caller = self._gatekeeper.admit(scope, metadata, context.auth_context() or {})
+                if request is GARBLED:
+                    raise garbled()
             except Refused as refused:
                 self._rejected(refused.reason)
                 await refuse(context, refused)
@@ -200,7 +232,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 await context.write(response)
             return None
 
-        return make(guarded, handler.request_deserializer, handler.response_serializer)
+        return make(guarded, read, handler.response_serializer)
 
 
 async def refuse(context: Any, refused: Refused) -> NoReturn:

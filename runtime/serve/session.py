@@ -14,7 +14,8 @@ when it was recorded; and as its sender can wait, nothing is dropped for one tha
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from protos import stream_pb2 as pb
@@ -34,31 +35,18 @@ from runtime.serve.answers import (
 from runtime.serve.convert import MODALITY_FROM_WIRE
 from runtime.serve.inbox import Inbox, Turn
 from runtime.serve.intake import Intake
-from runtime.serve.limits import Limits, Plan, check_codec, refuse_batch
+from runtime.serve.limits import Plan, check_codec, refuse_batch
 from runtime.serve.offer import Offer
 from runtime.serve.outbox import Outbox
 from runtime.serve.pacing import Latency, Pace, PausableClock, Wait
 from runtime.serve.progress import Progress
+from runtime.serve.settings import Settings
 from runtime.serve.status import Refused, exhausted, failed, invalid, out_of_order, timed_out, unexpected
 from runtime.stream import FINAL, Stream
 
 __all__ = ["Session", "Settings"]
 
 log = logs.of(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a server treats every stream. Times in seconds."""
-
-    inbox_packets: int = 512  # read and not decoded yet
-    inbox_bytes: int = 8 << 20
-    in_flight: int = 8  # clips between receiver and answer
-    answer_within: float = 1.0  # after a clip closed, or was due if the sender is ahead of real time
-    idle: float = 30.0  # without a message from a client that has not ended its stream
-    report_interval: float = 2.0  # between StreamStats
-    outbox: int = 256  # responses that wait for a client to read
-    limits: Limits = field(default_factory=Limits)
 
 
 class Session:
@@ -95,7 +83,7 @@ class Session:
         self._pace = Pace(settings.answer_within)
         self._intake = Intake(stream.receiver, plan.info, settings.limits, self.observer, tap)
         self._inbox = Inbox(self._intake, stream.name, packets=settings.inbox_packets, size=settings.inbox_bytes)
-        self._working = self._finished = False
+        self._working = self._finished = self._closed = False
         self._in_flight = 0
         self._latency = Latency()
         self._deadline: float | None = None
@@ -167,6 +155,9 @@ class Session:
         tap, self._intake.tap = self._intake.tap, None
         if tap is not None:
             tap.close()
+        self._closed = True
+        if not self._working:
+            self._settle()
 
     def supersede(self) -> None:
         """Another session goes on with the stream; whoever is connected here is told so."""
@@ -203,6 +194,11 @@ class Session:
     def part(self) -> None:
         """Totals last of all, of a stream that goes elsewhere."""
         self._report(self._intake.stats())
+
+    def _settle(self) -> None:
+        self._working = True  # for good
+        with suppress(RuntimeError):  # the server stops, and its pool has: nobody watches any more
+            self._submit(self._intake.settle)
 
     def _empty(self) -> None:
         self._inbox.empty()
@@ -343,7 +339,9 @@ class Session:
     def _worked(self, turn: Turn) -> None:
         self._working = False
         self._inbox.settle(turn)
-        if self.ended:
+        if self._closed:
+            self._settle()
+        if self.ended or self._closed:
             return
         self._deadline = turn.deadline
         try:
@@ -382,7 +380,7 @@ class Session:
 
     def _answered(self, answer: Any) -> None:
         """What the model said; called in the event loop."""
-        if self.ended:
+        if self.ended or self._closed:
             return
         try:
             self._take(answer)

@@ -1,0 +1,21 @@
+"""How a server treats every stream: bounds and times, the same for all."""
+
+from dataclasses import dataclass, field
+
+from runtime.serve.limits import Limits
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a server treats every stream. Times in seconds."""
+
+    inbox_packets: int = 512  # read and not decoded yet
+    inbox_bytes: int = 8 << 20
+    in_flight: int = 8  # clips between receiver and answer
+    answer_within: float = 1.0  # after a clip closed, or was due if the sender is ahead of real time
+    idle: float = 30.0  # without a message from a client that has not ended its stream
+    report_interval: float = 2.0  # between StreamStats
+    outbox: int = 256  # responses that wait for a client to read
+    limits: Limits = field(default_factory=Limits)
