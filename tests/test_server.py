@@ -18,11 +18,14 @@ from protos import stream_pb2 as pb
 from runtime.clock import SystemClock
 from runtime.errors import ConfigError, UsageError
 from runtime.observe import Observer
-from runtime.packet import Packet
+from runtime.packet import Decision, Packet
+from runtime.receive import Receiver
 from runtime.recording import RecordingReader
 from runtime.serve.server import ServeConfig, Server, channel_options
-from tests.fakes import ListSource, stream
+from runtime.sources import open_source
+from tests.fakes import SPEC, ListSource, fake_parts, stream
 from tests.serving import (
+    FakeAnswer,
     FakeDispatcher,
     batch,
     config,
@@ -327,6 +330,38 @@ def test_packets_are_kept_only_with_consent_and_where_the_server_was_told_to(tmp
     for path in found:
         assert path.stat().st_mode & 0o077 == 0
         assert sum(1 for _ in RecordingReader(path).packets()) == 150
+
+
+class Overloaded(FakeDispatcher):
+    """Leaves out the pictures of some clips, and says so after they closed."""
+
+    def _answer(self, stream: Any, clip: Any) -> None:
+        if clip is not None and clip.index in (3, 6):
+            self._sinks[id(stream)](
+                FakeAnswer(shed=Decision(kind="shed", modality="video", arrival=0.0, clip=clip.index))
+            )
+            clip = replace(clip, state={**clip.state, "video": "shed"}, presence={**clip.presence, "video": False})
+        super()._answer(stream, clip)
+
+
+def test_a_replay_of_what_was_kept_leaves_out_what_the_server_left_out(tmp_path):
+    lossy = [p for p in stream(6.0) if p.modality == "audio" or p.seq % 50 < 44]
+    requests = [config(recording_consent=True, name="desk", recorded=True), *in_batches(lossy), *ends()]
+
+    async def scenario() -> Any:
+        async with serving([offer(Overloaded())], record=tmp_path) as server:
+            return await talk(server, requests)
+
+    heard = run(scenario)
+    names = {pb.ClipState.Value(f"CLIP_STATE_{name.upper()}"): name for name in ("observed", "lost", "damaged", "shed")}
+    served = {c.clip: {m: names[s] for m, s in c.state.items()} for p in heard.of("prediction") for c in p.clips}
+    (kept,) = tmp_path.glob("*.legato")
+    with open_source(kept) as source:
+        receiver = Receiver(source.info, SPEC, delay=5.0, parts=fake_parts())
+        clips = [c for item in source.packets() for c in receiver.push(item, item.arrival or 0.0)] + receiver.finish()
+    assert {c.index: c.state for c in clips} == served
+    assert [c for c, state in served.items() if state["video"] == "shed"] == [3, 6]
+    assert [c.version for c in clips] == [0] * 15
 
 
 def test_a_port_that_is_taken_is_said_in_a_sentence():
