@@ -53,6 +53,7 @@ class LiveTable:
         self.console, self.window, self.modalities, self.title, self.truth = console, window, modalities, title, truth
         self._colours = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
         self._label_width = max(len(words(label)) for label in (*labels, ABSTAINED))
+        self._heads: list[str] = []  # in the order in which they spoke; all but the first are named in their rows
         self._rows: OrderedDict[tuple[str, int, str], Prediction] = OrderedDict()
         self._live: Live | None = None
         self._headed = False
@@ -71,6 +72,7 @@ class LiveTable:
 
     def show(self, prediction: Prediction) -> None:
         """Take one prediction."""
+        self._hear(prediction.head)
         if self._live is None:
             if prediction.status == FINAL:
                 self._print(prediction)
@@ -79,6 +81,16 @@ class LiveTable:
         self._rows[key] = prediction
         if len(self._rows) > ROWS:
             self._rows.popitem(last=False)
+
+    def _hear(self, head: str) -> None:
+        if head not in self._heads:
+            self._heads.append(head)
+            self._label_width += len(f" ({head})") if len(self._heads) == 2 else 0
+
+    def _said(self, prediction: Prediction) -> str:
+        """The label, and whose it is where several heads speak."""
+        label = words(prediction.label or ABSTAINED)
+        return label if prediction.head == self._heads[0] else f"{label} ({prediction.head})"
 
     # -- without a terminal -------------------------------------------------------------------------------------
 
@@ -96,7 +108,7 @@ class LiveTable:
     def _plain(self, prediction: Prediction) -> str:
         """A final prediction without colours."""
         strips = "  ".join(f"{strip(prediction, m, self.window).plain:<{self._strip_width}}" for m in self.modalities)
-        label = f"{words(prediction.label or ABSTAINED):<{self._label_width}}"
+        label = f"{self._said(prediction):<{self._label_width}}"
         numbers = f"{sure(prediction):>4}  {share(prediction):4.0%}  {filled_by(prediction):<13}"
         return f"{clock(prediction.end_seconds):>8}  {strips}  {label}  {numbers}  {self._truth(prediction).plain}"
 
@@ -147,7 +159,7 @@ class LiveTable:
         return {
             "time": Text(clock(prediction.end_seconds)),
             **{modality: strip(prediction, modality, self.window) for modality in self.modalities},
-            "label": Text(words(prediction.label or ABSTAINED), style=colour),
+            "label": Text(self._said(prediction), style=colour),
             SURE: bar(prediction, colour, bar_width),
             SEEN: Text(f"{share(prediction):.0%}"),
             FILLED: Text(filled_by(prediction), style="dim"),

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -71,6 +72,12 @@ def test_on_a_terminal_the_newest_rows_stay_and_a_row_turns_final():
     last = text[text.rindex("time") :]
     assert last.count("0:00.8") == 1 and "0:01.2" in last
     assert "curri-MAE" in last and "✗ on screen" in last and "━" in last
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_where_several_heads_speak_each_row_says_whose_it_is(terminal):
+    told = shown(prediction(3), replace(prediction(3), head="plain"), terminal=terminal)
+    assert "nobody (plain)" in told and "(gru)" not in told
 
 
 def test_the_table_keeps_its_size():
