@@ -63,7 +63,7 @@ def play(host: Host, disturb: Callable[[int], object] = lambda count: None, **op
 
 @pytest.fixture(scope="module")
 def undisturbed():
-    host = Host()
+    host = patient_host()
     try:
         return told(play(host))
     finally:
