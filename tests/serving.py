@@ -142,7 +142,8 @@ def offer(
 
 
 def config(**fields: Any) -> pb.StreamRequest:
-    """A StreamConfig with both fake tracks."""
+    """A StreamConfig with both fake tracks and both heads."""
+    fields.setdefault("heads", ["gru", "linear"])
     fields.setdefault("codecs", [codec_to_wire(m, c) for m, c in CODECS.items()])
     return pb.StreamRequest(config=pb.StreamConfig(**fields))
 

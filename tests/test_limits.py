@@ -52,7 +52,7 @@ def refusal(config: pb.StreamConfig) -> Refused:
 
 def test_a_plan_takes_what_is_absent_from_bundle_and_server():
     plan = plan_stream(ask(name="desk"), offer(), Limits())
-    assert plan.heads == ("gru", "linear")
+    assert plan.heads == ("gru",)
     assert (plan.lookahead, plan.playout_delay, plan.info.origin, plan.token) == (0, None, None, b"")
     assert plan.info.name == "desk" and not plan.recording_consent
     assert plan.info.codecs == fakes.CODECS

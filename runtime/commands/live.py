@@ -49,7 +49,7 @@ def live(
         bool, typer.Option("--playlists", help="Let an address be a playlist, which names further addresses.")
     ] = False,
     head: Annotated[
-        list[str] | None, typer.Option(help="Which heads speak, all by default; may be given more than once.")
+        list[str] | None, typer.Option(help="Which heads speak; default: the first. May be given more than once.")
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, such as delay.cap=0.3; may be given more than once.")

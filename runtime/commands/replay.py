@@ -34,7 +34,7 @@ def replay(
     fill: Annotated[str, typer.Option(help="Fill by this rule instead of the bundle's: lerp, hold, zero, ...")] = "",
     no_fill: Annotated[bool, typer.Option("--no-fill", help="The same as --fill zero.")] = False,
     head: Annotated[
-        list[str] | None, typer.Option(help="Which heads speak, all by default; may be given more than once.")
+        list[str] | None, typer.Option(help="Which heads speak; default: the first. May be given more than once.")
     ] = None,
     preset: Annotated[str, typer.Option(help="How long to wait: replay, interactive, patient.")] = "replay",
     settings: Annotated[

@@ -42,7 +42,7 @@ def send(
     seed: Annotated[int, typer.Option(min=0, help="Of the injected loss.")] = 0,
     speed: Annotated[str, typer.Option(help="max or realtime; live sources are in real time.")] = "max",
     head: Annotated[
-        list[str] | None, typer.Option(help="Which heads speak, all by default; may be given more than once.")
+        list[str] | None, typer.Option(help="Which heads speak; default: the first. May be given more than once.")
     ] = None,
     lookahead: Annotated[
         int | None, typer.Option(min=0, help="Clips a final prediction waits for; default: the server's.")

@@ -204,7 +204,7 @@ def _heads(config: pb.StreamConfig, facts: BundleFacts) -> tuple[str, ...]:
         if head not in facts.heads:
             known = ", ".join(facts.heads)
             raise invalid(f"heads[{place}]", f"{_short(head)} is not in bundle {facts.name}; choose from {known}")
-    return tuple(dict.fromkeys(config.heads)) or tuple(facts.heads)
+    return tuple(dict.fromkeys(config.heads)) or tuple(facts.heads[:1])
 
 
 def _lookahead(config: pb.StreamConfig, facts: BundleFacts) -> int:
