@@ -115,6 +115,7 @@ class BatchQueue:
         shed: list[Shed] = []
         if self.policy.shed:
             shed = self.shedder.shed(timely, late, self.waiting, now, cost, share)
+            self._spread(shed)
             self.counters.update(f"shed_{modality}" for _, modality, _ in shed)
         chosen = self._chosen(timely, late, now, cost)
         for ticket in chosen:
@@ -137,6 +138,13 @@ class BatchQueue:
                 break
             chosen.append(ticket)
         return chosen
+
+    def _spread(self, shed: list[Shed]) -> None:
+        """A repair that waits behind a clip loses what the clip loses: it is encoded as the clip was."""
+        for ticket, modality, _ in shed:
+            for behind in self._lines[ticket.stream].waiting:
+                if behind.version and behind.clip == ticket.clip and behind is not ticket:
+                    behind.lose([modality])
 
     def _leave(self, ticket: Ticket, now: float) -> None:
         line = self._lines[ticket.stream]
@@ -188,6 +196,7 @@ class BatchQueue:
         self.counters[counter] += 1
         out = [Shed(ticket, m, "overflow") for m in ticket.needs if m not in ticket.shed]
         ticket.lose(ticket.needs)
+        self._spread(out)
         self._release(line, ticket)
         return out
 

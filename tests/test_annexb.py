@@ -106,7 +106,7 @@ def test_the_demo_says_and_shows_the_same():
 
     with open_source(DEMO) as source:
         before = source.info.codecs["video"]
-        packets = [p for p in source.packets() if p.modality == "video"][:60]
+        packets = [p for p in source.packets() if p.modality == "video"][:200]
     after, convert = to_annexb(before)
     converted = [replace(p, payload=convert(p.payload)) for p in packets]
     old, new = picture_parser(before), picture_parser(after)

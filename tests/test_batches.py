@@ -229,6 +229,17 @@ def test_a_repair_of_a_shed_clip_stays_shed_and_is_never_shed_itself():
     assert {t.stream: t.shed for t in repaired.tickets} == {0: ("video",), 1: ()} and repaired.shed == []
 
 
+def test_a_repair_that_waits_behind_its_clip_loses_what_the_clip_loses():
+    line = queue()
+    played(line, 0, 10)
+    line.add(ticket(0, 10, 0.5, submitted=0.0))
+    line.add(ticket(0, 10, 0.5, submitted=0.0, version=1))
+    line.add(ticket(0, 11, 0.5, submitted=0.0))
+    batch = line.take(2.0, dear(), half)
+    assert [(s.ticket.version, s.ticket.clip, s.modality) for s in batch.shed] == [(0, 10, "video")]
+    assert [t.shed for t in (*batch.tickets, *drained(line))] == [("video",), ("video",), ()]
+
+
 def test_a_policy_without_shedding_sheds_nothing():
     _, batch = overloaded({0: 1.0, 1: 1.0}, {0: 0.001, 1: 0.012}, shed=False)
     assert batch.shed == []

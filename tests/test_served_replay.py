@@ -77,7 +77,7 @@ def replayed(capsys: Any, bundle: Path, source: Path, *options: str) -> list[str
 
 
 def sent(capsys: Any, host: Host, source: Path, *options: str) -> list[str]:
-    arguments = ["send", host.address, str(source), "--speed", "max", "--json", "--no-timings", *LOOKAHEAD]
+    arguments = ["send", host.address, str(source), "--speed", "max", "--json", "--no-timings", *LOOKAHEAD, *HEADS]
     assert run([*arguments, *options]) == 0
     return list(capsys.readouterr().out.splitlines())
 

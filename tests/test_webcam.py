@@ -86,7 +86,7 @@ def test_a_camera_that_is_unplugged_says_so(source, cameras):
     cameras.refuse = "there is no camera 0; plug one in, or name an address"
     cameras.opened[0].fail()
     lost = read(source, Decision)
-    assert "it stopped giving pictures" in lost.reason
+    assert "it stopped giving pictures" in lost.reason or "it gave nothing" in lost.reason  # whoever looks first
     until = time.monotonic() + 2
     while "there is no camera" not in source.states()[0].reason and time.monotonic() < until:
         source.read(0.02)
