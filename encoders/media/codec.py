@@ -11,8 +11,9 @@ from av.codec.context import CodecContext, Flags2, ThreadType
 
 from encoders.errors import SourceError
 
-# Where FFmpeg's first choice needs a GPU, or dithers to integers by a state that depends on all that was before.
-_DECODERS = {"av1": "libdav1d", "mp3": "mp3float", "mp2": "mp2float", "mp1": "mp1float"}
+# Where FFmpeg's first choice needs a GPU, dithers to integers by a state that depends on all that was before, or gives
+# other samples in another process (its own Opus decoder, by up to 1.5 % of full scale).
+_DECODERS = {"av1": "libdav1d", "mp3": "mp3float", "mp2": "mp2float", "mp1": "mp1float", "opus": "libopus"}
 _MAX_PIXELS = 8192 * 8192
 _RESET_AFTER = 50  # consecutive errors after which a decoder's state is thrown away
 
@@ -84,13 +85,19 @@ class PacketDecoder:
         return frames
 
 
+def _created(name: str) -> Any:
+    """A decoder by FFmpeg's name; None where this build has none."""
+    try:
+        return CodecContext.create(name, "r")
+    except (av.error.FFmpegError, ValueError):
+        return None
+
+
 def _context(config: Codec, kind: str) -> Any:
     """A decoder that knows nothing but the config."""
-    name = _DECODERS.get(config.codec, config.codec)
-    try:
-        context: Any = CodecContext.create(name, "r")
-    except (av.error.FFmpegError, ValueError):
-        raise SourceError(f"codec {config.codec!r} has no decoder here; re-encode to h264 and aac") from None
+    context = _created(_DECODERS.get(config.codec, config.codec)) or _created(config.codec)
+    if context is None:
+        raise SourceError(f"codec {config.codec!r} has no decoder here; re-encode to h264 and aac")
     if context.type != kind:
         raise SourceError(f"codec {config.codec!r} is not a {kind} codec")
     context.thread_count = 1
@@ -103,6 +110,8 @@ def _context(config: Codec, kind: str) -> Any:
             context.sample_rate = config.sample_rate
         if config.channels:
             context.layout = {1: "mono", 2: "stereo"}.get(config.channels, f"{config.channels} channels")
+        if context.name == "libopus":
+            context.options = {"request_sample_fmt": "flt"}  # else it rounds to 16 bits
         return context
     context.options = {"max_pixels": str(_MAX_PIXELS)}
     if config.width and config.height:
