@@ -28,6 +28,7 @@ import numpy as np
 from bench.record import write_results
 from encoders.clips import AudioSpec, ClipSpec, VideoSpec
 from encoders.media import AudioTrack, VideoTrack, read_all, write_media
+from imputation.calibrate import Calibration
 from runtime import decode
 from runtime.pipeline import Pipeline
 from runtime.sources import open_source
@@ -79,6 +80,7 @@ def measured(pipeline: Pipeline) -> Iterator[Clock]:
         count(encoder, "encode", "model")
     for part in (engine.ladder, *engine.heads.values()):
         count(part, "forward", "model")
+    count(Calibration, "__call__", "model")
     if engine.models.face is not None:
         count(engine.models.face, "locate", "face")
     try:
