@@ -238,16 +238,19 @@ class Together:
 
     def _tensors(self, windows: list[Window], length: int) -> tuple[Tensor, Tensor, Tensor]:
         """features (B, N, M, D), presence (B, N, M), exists (B, N); each window's last clip at position W - 1."""
-        width = self.engine.task.window
-        features = np.zeros((len(windows), length, len(MODALITIES), self.engine.width), np.float32)
-        presence = np.zeros(features.shape[:3], bool)
-        exists = np.zeros(features.shape[:2], bool)
-        for row, window in enumerate(windows):
-            first = width - len(window.clips)
-            clips = (*window.clips, *window.ahead)
-            np.stack([clip.features for clip in clips], out=features[row, first : first + len(clips)])
-            presence[row, first : first + len(clips)] = [clip.presence for clip in clips]
-            exists[row, first : first + len(clips)] = True
+        shape = (len(windows), length, len(MODALITIES))
+        features, presence = np.zeros((*shape, self.engine.width), np.float32), np.zeros(shape, bool)
+        exists = np.zeros(shape[:2], bool)
+        at = 0
+        for group in [windows] if not self.cuda else [[window] for window in windows]:  # of windows alike
+            rows, there = slice(at, at + len(group)), len(group[0].clips) + len(group[0].ahead)
+            first = self.engine.task.window - len(group[0].clips)
+            here = (rows, slice(first, first + there))
+            clips = [clip for window in group for clip in (*window.clips, *window.ahead)]
+            features[here] = np.concatenate([c.features for c in clips]).reshape(features[here].shape)
+            presence[here] = np.concatenate([c.presence for c in clips]).reshape(presence[here].shape)
+            exists[here] = True
+            at += len(group)
         made = [on_device(torch.from_numpy(x), self.device) for x in (features, presence, exists)]
         return made[0], made[1], made[2]
 
