@@ -38,6 +38,10 @@ class Deadlines:
                     other.silent_at = now + SILENT_SECONDS
         return news
 
+    def outage(self, now: float) -> bool:
+        """Whether nothing came through for so long that no clips were closed any more; what comes opens a new epoch."""
+        return now - self._heard > OUTAGE / FLICKS
+
     def disturb(self) -> None:
         """Something happened that may bring a deadline nearer."""
         self._quiet_until = -math.inf

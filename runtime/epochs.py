@@ -2,7 +2,8 @@
 
 A capture clock that jumps by more than two seconds, or starts again, opens a new epoch. Not every step is a jump: lost
 packets explain a step in time by their numbers, an outage by the arrivals, a still picture by its duration or by the
-other modality, which went on. When only one modality's clock jumps, the other is moved beside it, since both were
+other modality, which went on. When nothing at all came for longer than ``OUTAGE``, what comes then opens a new epoch,
+whatever its times are. When only one modality's clock jumps, the other is moved beside it, since both were
 captured at one time.
 
 All times are flicks; arrivals are seconds on the receiver's clock.
@@ -18,6 +19,7 @@ from runtime.packet import Packet
 JUMP = int(EPOCH_JUMP * FLICKS)
 APART = 10 * FLICKS  # by which two clocks that run together may differ when the second is first heard
 OUTAGE = 60 * FLICKS  # a longer hole ends the epoch, whatever explains it: nothing is gained by counting it in clips
+FARTHEST = 1e10  # seconds; times further from zero are nonsense (3 centuries; a float there still tells microseconds)
 DRIFT_SECONDS = 60.0  # of measuring before drift between the clocks is believed
 GRACE_SECONDS = 1.0  # on the receiver's clock: how long the other modality may still send the old epoch's rest
 
@@ -96,6 +98,14 @@ class CaptureClocks:
             self.front = time
         return time, step
 
+    def begin_again(self) -> None:
+        """Nothing came for so long that what was learned of the clocks says nothing about what comes now."""
+        self.shift.clear()
+        self._drift.clear()
+        self._last.clear()
+        self._behind.clear()
+        self.front = None
+
     def correct(self, modality: str, offset: int) -> None:
         """From now on so many flicks of a modality's shift are drift against the other's clock."""
         self.shift[modality] = self.shift.get(modality, 0) + offset - self._drift.get(modality, 0)
@@ -165,3 +175,8 @@ def drift_monitor() -> DriftMonitor:
     monitor = DriftMonitor()
     monitor.video, monitor.audio = Drift(least=DRIFT_SECONDS), Drift(least=DRIFT_SECONDS)
     return monitor
+
+
+def believable(seconds: float) -> bool:
+    """Whether a time can be one at all; NaN cannot."""
+    return -FARTHEST < seconds < FARTHEST

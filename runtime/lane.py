@@ -232,9 +232,9 @@ class Lane:
         return [p for p in pieces if not p.damaged and all(seq in kept for seq in p.seqs)]
 
     def length_of(self, packet: Packet) -> int:
-        """How long a packet lasts, in flicks."""
-        if packet.duration:
-            return self.flicks(packet.duration, packet.time_base)
+        """How long a packet lasts, in flicks; never longer than a hole that ends the epoch."""
+        if packet.duration > 0:
+            return min(self.flicks(packet.duration, packet.time_base), OUTAGE)
         return int((self._period or FRAME_SECONDS) * FLICKS)
 
     def forget(self) -> None:

@@ -1,5 +1,6 @@
 """What can be asked of a receiver while it runs, and the events that it tells of itself."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -40,6 +41,9 @@ class Questions:
     _assembler: ClipAssembler | None
     _agreed: Fraction | None
     _epoch: int
+    _index: int
+    _now: float
+    events: list[Event]
 
     @property
     def next_deadline(self) -> float | None:
@@ -95,3 +99,9 @@ class Questions:
         if last and self._epoch == 0 and self.info.duration is not None and self.info.origin is not None:
             end = max(end, min(int(self.info.duration * FLICKS), end + OUTAGE))
         return end
+
+    def _event(self, kind: str, modality: str, detail: str = "") -> None:
+        """Tell of something that happened just now."""
+        clip = self._assembler.next_index if self._assembler is not None else self._index
+        arrival = self._now if math.isfinite(self._now) else 0.0
+        self.events.append(Event(kind=kind, modality=modality, arrival=arrival, clip=clip, detail=detail))

@@ -21,7 +21,7 @@ from imputation.presence import PresenceRule
 from runtime.clip import Clip, ClipAssembler, Fate
 from runtime.clock import EPOCH_JUMP, DriftMonitor
 from runtime.deadlines import Deadlines
-from runtime.epochs import JUMP, CaptureClocks, Step, drift_monitor
+from runtime.epochs import JUMP, OUTAGE, CaptureClocks, Step, believable, drift_monitor
 from runtime.jitter import AdaptiveDelay, Late
 from runtime.lane import Lane, build_parts
 from runtime.metrics import Ledgers
@@ -83,14 +83,14 @@ class Receiver(Questions):
         """
         assert not self._finished, "a finished receiver takes no packets"
         if isinstance(item, Decision):
-            return self.advance(item.arrival) + self._decide(item)
-        lane = self._lanes.get(item.modality)
-        at = self._arrival(item)
-        if at is None:
+            return (self.advance(item.arrival) if believable(item.arrival) else []) + self._decide(item)
+        lane, at = self._lanes.get(item.modality), self._arrival(item)
+        quiet = believable(at) and self._deadlines.nothing_due(at)
+        if quiet and lane is not None and self._goes_straight(lane, item, at):
+            return self._closed_by(lane)
+        if not (believable(at) and believable(item.seconds)):
             self.ledger[item.modality].malformed()
             return []
-        if lane is not None and self._deadlines.nothing_due(at) and self._goes_straight(lane, item, at):
-            return self._closed_by(lane)
         out = self.advance(at)
         if lane is None:  # no such track was chosen
             self.ledger[item.modality].receive(item.seq)
@@ -204,13 +204,18 @@ class Receiver(Questions):
 
     def _deliver(self, lane: Lane, packet: Packet) -> list[Clip]:
         """A packet in its order: place it on the grid, judge it, decode it, lay down what came out."""
-        out: list[Clip] = []
+        out: list[Clip] = []  # of the epoch that it ends
+        outage = self._assembler is not None and self._deadlines.outage(self._now)
         if self._deadlines.hear(lane, self._now):
             self._event("started", lane.modality)
         raw, lasts = lane.flicks(packet.capture_time, packet.time_base), lane.length_of(packet)
+        if outage:
+            self._clocks.begin_again()
         placed, step = self._clocks.place(packet, raw, lasts if packet.duration else 0, self._now)
-        if step is not Step.GOES_ON:
-            out = self._clock_changed(lane, packet, placed, step)
+        if outage or step is not Step.GOES_ON:
+            out = self._clock_changed(lane, packet, placed, Step.JUMPS if outage else step)
+        for other in self._lanes.values() if outage else ():
+            other.restart()
         stale = step is Step.STALE
         if not stale:
             lane.arrived(packet, self._now)
@@ -246,6 +251,7 @@ class Receiver(Questions):
             out = self._end_epoch(flushed)
             for other in self._lanes.values():
                 other.untie()
+                other.shift = self._clocks.shift.get(other.modality, 0)
             self._event("epoch", lane.modality, f"capture clock jumped to {placed / FLICKS:.3f} s")
         else:
             self._event("shifted", lane.modality, f"moved by {self._clocks.shift[lane.modality] / FLICKS:.3f} s")
@@ -280,7 +286,7 @@ class Receiver(Questions):
             if lane.modality == "video":
                 duration = piece.duration
                 length = 0 if duration is None else duration.numerator * FLICKS // duration.denominator
-                assembler.frame(at, length, piece.pixels, piece.damaged, piece.severity, fates)
+                assembler.frame(at, min(length, OUTAGE), piece.pixels, piece.damaged, piece.severity, fates)
             else:
                 assembler.block(at, piece.samples, piece.damaged, piece.severity, fates)
 
@@ -388,14 +394,13 @@ class Receiver(Questions):
             self._clocks.correct("audio", 0)
         return out
 
-    def _arrival(self, packet: Packet) -> float | None:
-        """When a packet came, on the receiver's clock; None for nonsense."""
+    def _arrival(self, packet: Packet) -> float:
+        """When a packet came, on the receiver's clock."""
         if packet.arrival is not None:
-            return packet.arrival if math.isfinite(packet.arrival) else None
+            return packet.arrival
         self._deadlines.untimed = True
         sent = packet.decode_seconds + (self._lanes[packet.modality].bias if packet.modality in self._lanes else 0.0)
-        # A capture clock that jumps must not take the receiver's clock along.
-        return min(sent, self._now + EPOCH_JUMP) if self._now > -math.inf else sent
+        return min(sent, self._now + EPOCH_JUMP) if self._now > -math.inf else sent  # clocks that jump do not take it
 
     def _note_gap(self, lane: Lane, gap: Gap) -> None:
         assert self._assembler is not None
@@ -443,8 +448,3 @@ class Receiver(Questions):
             self._assembler.shed(modality, clip)
             return self._assembler.repairs()
         return []
-
-    def _event(self, kind: str, modality: str, detail: str = "") -> None:
-        clip = self._assembler.next_index if self._assembler is not None else self._index
-        arrival = self._now if math.isfinite(self._now) else 0.0
-        self.events.append(Event(kind=kind, modality=modality, arrival=arrival, clip=clip, detail=detail))

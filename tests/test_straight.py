@@ -67,6 +67,9 @@ def any_stream(seed: int, harm: float, jitter: float, gop: int, timed: bool) -> 
         items.append(Decision(kind="shed", modality="video", arrival=float(rng.uniform(0, 3)), clip=4))
         items.append(Decision(kind="clock_remap", modality="audio", arrival=1.7, offset=Fraction(1, 100)))
         items.append(Decision(kind="format_change", modality="video", arrival=2.1, codec=CODECS["video"]))
+    if rng.random() < 0.3:
+        since, leap = float(rng.uniform(0.5, seconds)), float(rng.choice([1.0, 50.0, 70.0, 1e5, 3e9]))
+        items = [replace(x, arrival=x.arrival + leap * (x.arrival > since)) for x in items]
     items.sort(key=lambda x: (x.arrival, x.modality))
     return items if timed else [replace(x, arrival=None) if isinstance(x, Packet) else x for x in items]
 
