@@ -5,7 +5,7 @@ face        the face net, distilled                                 face.safeten
 encoders    cross-modal agreement and the task                      net.safetensors
 windows     features of training, validation and test windows       *.features.safetensors
 fill        imputer and heads, the same steps for each              fill/
-judge       tables on the test speakers                             results.json, table.json
+judge       tables on the test speakers                             clean-SEED.json, table-SEED.json
 bundle      everything in one folder                                bundle/
 """
 
@@ -162,7 +162,7 @@ class Making:
 
     def judge(self, draws: int = 10) -> tuple[dict[str, Any], list[fill.Row]]:
         """Scores without loss by head and speaker group, and the table under loss; both are kept in the folder."""
-        paths = self.out / "clean.json", self.out / f"table-{self.recipe.fill.seed}.json"
+        paths = tuple(self.out / f"{name}-{self.recipe.fill.seed}.json" for name in ("clean", "table"))
         if not all(path.exists() for path in paths):
             _, _, test = self.windows()
             models, calibration = self.trained(), self.calibrations()["final"]
@@ -176,7 +176,7 @@ class Making:
 
     def zero_shot(self, speakers: Sequence[str], each: int) -> dict[str, Any]:
         """Scores on another corpus, of which nothing was seen or fitted; kept in the folder."""
-        path = self.out / "zero_shot.json"
+        path = self.out / f"zero_shot-{self.recipe.fill.seed}.json"
         if not path.exists():
             train_set, models, calibration = self.windows()[0], self.trained(), self.calibrations()["final"]
             data = self._set("zero_shot", lambda: self.unseen(speakers, "test", "zero_shot", each))
