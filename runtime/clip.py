@@ -57,10 +57,15 @@ class Fate:
     modality: str
     seq: int
     last: int  # the last cell that something of it fell into
+    first: int | None = None  # the first, once something came out of the decoder
     damaged: bool = False
     late: bool = False
     malformed: bool = False
-    decoded: bool = False  # something came out of the decoder for it
+
+    @property
+    def decoded(self) -> bool:
+        """Something came out of the decoder for it."""
+        return self.first is not None
 
 
 @dataclass(slots=True, eq=False)
@@ -111,6 +116,7 @@ class ClipAssembler:
         self.next_cell = first_cell  # the next to close
         self._offset = first_index - first_cell  # from cell to clip index
         self.mended = False  # a closed clip was repaired since ``repairs`` looked last
+        self._seen: dict[str, bool] = {}  # what was present in the clip closed last
         self._begin = first_cell
         self._oldest = first_cell  # cells before this are frozen and gone
         self._cells: dict[int, _Cell] = {}
@@ -239,10 +245,10 @@ class ClipAssembler:
             self._finish_cell(k, cell)
         return out
 
-    def finish(self, last: bool = True) -> list[Clip]:
+    def finish(self) -> list[Clip]:
         """The epoch ended, what exists of it is closed: last repairs; every packet still open is settled.
 
-        Packets of a clip that does not exist stay unfinished where this is the end of the stream.
+        A packet of the clip that does not exist was used where part of it entered the clip before.
         """
         out = self.repairs(self.next_cell)
         for k in sorted(self._cells):
@@ -251,9 +257,9 @@ class ClipAssembler:
                 self._finish_cell(k, cell)
         for cell in self._cells.values():
             for fate in cell.fates:
-                outcome = _outcome(fate, False, False)
-                if outcome != "unused" or not last:
-                    self._settle(fate.modality, outcome, [fate.seq])
+                entered = fate.first is not None and fate.first < self.next_cell
+                outcome = _outcome(fate, entered and self._seen.get(fate.modality, False), False)
+                self._settle(fate.modality, outcome, [fate.seq])
         self._cells.clear()
         self._oldest = self.next_cell
         return out
@@ -274,7 +280,8 @@ class ClipAssembler:
         length = self.tracks[modality].length
         first, last = start // length, (end - 1 if end > start else start) // length
         for fate in fates:
-            fate.decoded = True
+            if fate.first is None or first < fate.first:
+                fate.first = first
             if last > fate.last:
                 fate.last = last
             if piece.damaged:
@@ -307,6 +314,8 @@ class ClipAssembler:
                 state[m] = "shed"
             else:
                 state[m] = absent_state({c: n / track.length for c, n in account.missing.items()})
+        if k >= self.next_cell - 1:
+            self._seen = presence
         return Clip(
             index=k + self._offset,
             epoch=self.epoch,

@@ -384,7 +384,7 @@ class Receiver(Questions):
         end = self._end(last)
         while assembler.next_end <= end or assembler.worth(end):
             out += self._close()
-        out += assembler.finish(last)
+        out += assembler.finish()
         self._index, self._epoch = assembler.next_index, self._epoch + 1
         self._assembler, self._deadlines.ends = None, math.inf
         for lane in self._lanes.values():

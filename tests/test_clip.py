@@ -142,3 +142,14 @@ def test_clip_numbers_and_times_go_on_from_where_an_epoch_starts() -> None:
     a = Assembled(first_index=40, epoch=3, first_cell=2)
     clip = a.close()[0]
     assert (clip.index, clip.epoch, clip.start) == (40, 3, Fraction(4, 5))
+
+
+def test_the_end_settles_what_reaches_only_into_a_clip_that_does_not_exist() -> None:
+    a = Assembled()
+    for seq, at in enumerate((0, 390, 800)):  # the second begins in the first clip, by 10 ms, though sent for the next
+        fate = a.packet("audio", seq, max(at, 400 * (seq > 0)) * MS)
+        assert fate is not None
+        a.block(at * MS, np.full(390, 0.1, np.float32), False, 0.0, [fate])
+    a.close()
+    a.finish()
+    assert a.settled == [("audio", "used", 0), ("audio", "used", 1), ("audio", "unused", 2)]

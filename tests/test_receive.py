@@ -97,6 +97,16 @@ def test_a_stream_that_ends_within_a_clip_keeps_it_only_if_it_could_be_present()
     assert len(play(stream(2.28), receiver())) == 6
 
 
+@pytest.mark.parametrize("end", [0.1, 2.08, 2.2])
+def test_packets_that_reach_only_into_a_clip_that_does_not_exist_are_unused(end: float) -> None:
+    r = receiver()
+    whole = len(play(stream(end), r)) * 0.4
+    for modality, rate in (("video", 25), ("audio", 50)):
+        counts = r.ledger[modality].counts
+        assert counts.used == round(whole * rate) and counts.unused == len(track(modality, end - whole))
+        assert counts.unfinished == 0
+
+
 def test_an_announced_length_counts_although_the_end_was_lost() -> None:
     packets = [p for p in stream(4.0) if p.seconds < 3.0]
     clips = play(packets, receiver(replace(INFO, duration=4.0)))
@@ -539,6 +549,7 @@ def test_every_packet_meets_one_fate_and_every_clip_closes(
         counts = r.ledger[modality].counts if mine else None
         assert counts is None or counts.received == len(mine)
         assert counts is None or counts.duplicate == len(mine) - len({p.seq for p in mine})
+        assert counts is None or counts.unfinished == 0
     firsts = [c.index for c in clips if c.version == 0]
     assert firsts == list(range(firsts[0], firsts[0] + len(firsts))) if firsts else True
     for c in clips:
