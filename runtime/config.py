@@ -49,6 +49,7 @@ class DelaySettings:
 
     floor: float = 0.05
     cap: float = 0.5
+    late_repair: bool = False  # a late packet of inter-coded video has its group decoded anew, until clips are final
 
     @property
     def policy(self) -> "float | AdaptiveDelay":

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 
 from encoders.clips import FLICKS
 from runtime.clip import ClipAssembler
+from runtime.clock import EPOCH_JUMP
 from runtime.epochs import OUTAGE
 from runtime.lane import Lane
+from runtime.packet import Packet
 
 SILENT_SECONDS = 2.0  # a modality that sent nothing for so long is not waited for
 PATIENCE = 2.0  # further seconds for packets without arrival times: nothing is late in a file, only interleaved
@@ -37,6 +39,18 @@ class Deadlines:
                 if other.silent_at is None and not other.silent:
                     other.silent_at = now + SILENT_SECONDS
         return news
+
+    def arrival(self, packet: Packet, now: float) -> float:
+        """When a packet came, on the receiver's clock, which stands at ``now``; without an arrival, when it was sent.
+
+        A capture clock that jumps must not take the receiver's clock along.
+        """
+        if packet.arrival is not None:
+            return packet.arrival
+        self.untimed = True
+        bias = next((lane.bias for lane in self._lanes if lane.modality == packet.modality), 0.0)
+        sent = packet.decode_seconds + bias
+        return min(sent, now + EPOCH_JUMP) if now > -math.inf else sent
 
     def outage(self, now: float) -> bool:
         """Whether nothing came through for so long that no clips were closed any more; what comes opens a new epoch."""

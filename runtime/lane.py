@@ -15,6 +15,7 @@ from runtime.clip import Fate
 from runtime.clock import EPOCH_JUMP
 from runtime.entries import Entries
 from runtime.epochs import OUTAGE
+from runtime.groups import Groups
 from runtime.jitter import AdaptiveDelay, JitterBuffer, TransitFloor
 from runtime.packet import CodecConfig, Gap, Packet
 
@@ -52,6 +53,7 @@ class Lane:
         offset: float | None,
         parts: Parts,
         sequenced: bool,
+        late_repair: bool = False,
     ) -> None:
         self.modality, self.config, self.spec = modality, config, spec
         self.shift = 0  # flicks added to capture times
@@ -73,6 +75,8 @@ class Lane:
         self._scale = 0  # flicks to a tick of that base
         self._fates: dict[int, Fate | None] = {}  # packet -> its Fate, None if that is settled
         self._recent: dict[int, Packet] = {}
+        self._regroups = late_repair and modality == "video" and sequenced
+        self._groups: Groups | None = self._new_groups()
         self._newest: float | None = None  # capture time, seconds
         self._reorder = 0.0  # seconds by which packets come after ones of later capture time (B frames)
         self._period = 0.0  # seconds from one packet to the next
@@ -94,8 +98,13 @@ class Lane:
 
     @property
     def repairable(self) -> bool:
-        """Whether a late packet can still be decoded: sound, and pictures that need no other."""
-        return self.modality == "audio" or self.config.codec in INTRA_ONLY
+        """Whether a late packet can still be decoded: sound, pictures that need no other, and groups that are kept."""
+        return self._groups is not None or self.modality == "audio" or self.config.codec in INTRA_ONLY
+
+    @property
+    def regroups(self) -> bool:
+        """Whether a late packet may still count although nothing comes of it yet: another one may be missing."""
+        return self._groups is not None
 
     def goes_on(self, packet: Packet) -> bool:
         """Whether a packet is the next of a lane that runs: in order, of the same time base, and not empty."""
@@ -132,6 +141,8 @@ class Lane:
         if pieces and self.modality == "video":
             for piece in pieces:
                 self._judge(piece)
+                if self._groups is not None and not piece.damaged:
+                    self._groups.whole.update(piece.seqs)
         return pieces
 
     def hole_before(self, packet: Packet) -> bool:
@@ -179,7 +190,7 @@ class Lane:
         self._fates[packet.seq] = fate
         if len(self._fates) > 2 * REMEMBERED:
             self._fates = dict(list(self._fates.items())[-REMEMBERED:])
-        if self.repairable:
+        if self.repairable and self._groups is None:
             self._recent[packet.seq] = packet
             if len(self._recent) > 2 * REMEMBERED:
                 self._recent = dict(sorted(self._recent.items())[-REMEMBERED:])
@@ -188,10 +199,12 @@ class Lane:
         """Note whether a fresh receiver could begin at a packet just decoded; ``time`` is its place, flicks."""
         if self.modality == "audio":
             self.entries.add(epoch, time, packet.seq, len(packet.payload))
-        elif intact:
-            entry = getattr(self.damage, "entry", packet.seq if packet.keyframe else None)
-            if entry is not None:
-                self.entries.add(epoch, time, entry)
+            return
+        entry = self._entry(self.damage, packet) if intact else None
+        if entry is not None:
+            self.entries.add(epoch, time, entry)
+        if self._groups is not None:
+            self._groups.add(packet, entry == packet.seq)
 
     def fates_of(self, seqs: Sequence[int]) -> list[Fate] | None:
         """The open fates of these packets; None if none of them belongs to this epoch."""
@@ -211,6 +224,8 @@ class Lane:
 
         Neighbours further off only bring the decoder into the right state; what they give is left out.
         """
+        if self._groups is not None:
+            return self._decode_again(self._groups, packet)
         first = last = packet.seq
         known = {**self._recent, packet.seq: packet}
         if self.modality == "audio":
@@ -231,6 +246,50 @@ class Lane:
         kept = range(packet.seq - 1, final + 1)
         return [p for p in pieces if not p.damaged and all(seq in kept for seq in p.seqs)]
 
+    def _decode_again(self, groups: Groups, late: Packet) -> list[Any]:
+        """Decode the group of a late packet anew: the pictures that are intact now and were not before.
+
+        Of the group that runs, the decoder that did it goes on in place of the one that missed the packet.
+        """
+        damage, decoder = self._parts(self.modality, self.config, self.spec, self._sequenced)
+        groups.insert(late, late.keyframe and self._begins(late))
+        pieces: list[Any] = []
+        before: int | None = None
+        for packet in groups.of(late.seq):
+            if before is not None and packet.seq > before + 1:
+                damage.push(Gap(modality=self.modality, first_seq=before + 1, count=packet.seq - before - 1))
+            before, errors = packet.seq, decoder.errors
+            verdict = damage.push(packet)
+            pieces += self._judged(damage, decoder.decode(packet, verdict))
+            failed = decoder.errors != errors
+            if failed:
+                damage.decode_error()
+            fate = self._fates.get(packet.seq)
+            if fate is not None and not verdict.damaged and not failed:
+                fate.damaged = False
+        if before is None:
+            return []
+        if groups.runs(late.seq):
+            self.damage, self._decoder = damage, decoder
+        else:
+            pieces += self._judged(damage, decoder.flush())
+        mended = [p for p in pieces if not p.damaged and not groups.whole.issuperset(p.seqs)]
+        groups.whole.update(*(p.seqs for p in mended))
+        return mended
+
+    def _begins(self, packet: Packet) -> bool:
+        """Whether decoding may begin with a packet, as a tracker of its own sees it."""
+        damage, _ = self._parts(self.modality, self.config, self.spec, self._sequenced)
+        return not damage.push(packet).damaged and self._entry(damage, packet) == packet.seq
+
+    @staticmethod
+    def _entry(damage: Any, packet: Packet) -> int | None:
+        entry: int | None = getattr(damage, "entry", packet.seq if packet.keyframe else None)
+        return entry
+
+    def _new_groups(self) -> Groups | None:
+        return Groups() if self._regroups and self.config.codec not in INTRA_ONLY else None
+
     def length_of(self, packet: Packet) -> int:
         """How long a packet lasts, in flicks; never longer than a hole that ends the epoch."""
         if packet.duration > 0:
@@ -241,6 +300,8 @@ class Lane:
         """The epoch ended."""
         self._fates.clear()
         self._recent.clear()
+        if self._groups is not None:
+            self._groups.clear()
         self.last_end = None
 
     def untie(self) -> None:
@@ -256,11 +317,17 @@ class Lane:
     def change(self, config: CodecConfig) -> None:
         """The packets from here on are of another format."""
         self.config, self.entries = config, Entries(config, self.spec)
+        self._groups = self._new_groups()
         self.damage, self._decoder = self._parts(self.modality, config, self.spec, self._sequenced)
 
-    def _judge(self, frame: Any) -> None:
+    def _judged(self, damage: Any, frames: list[Any]) -> list[Any]:
+        for frame in frames:
+            self._judge(frame, damage)
+        return frames
+
+    def _judge(self, frame: Any, damage: Any = None) -> None:
         """Ask the damage tracker about a frame that left the decoder."""
-        flag = getattr(self.damage, "frame_flag", None)
+        flag = getattr(damage or self.damage, "frame_flag", None)
         if flag is None:
             return
         verdict = flag(frame.seqs[0], corrupt=frame.corrupt)

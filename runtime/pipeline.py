@@ -88,6 +88,7 @@ class Pipeline:
             PresenceRule(video=config.presence.video, audio=config.presence.audio),
             delay=config.delay.policy,
             lookahead=config.window.lookahead,
+            late_repair=config.delay.late_repair,
         )
         return Stream(info.name, Windows(config.window), receiver, face=self.engine.initial_face())
 

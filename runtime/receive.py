@@ -19,7 +19,7 @@ from typing import Any
 from encoders.clips import FLICKS, ClipSpec, from_flicks, grid_floor
 from imputation.presence import PresenceRule
 from runtime.clip import Clip, ClipAssembler, Fate
-from runtime.clock import EPOCH_JUMP, DriftMonitor
+from runtime.clock import DriftMonitor
 from runtime.deadlines import Deadlines
 from runtime.epochs import JUMP, OUTAGE, CaptureClocks, Step, believable, drift_monitor
 from runtime.jitter import AdaptiveDelay, Late
@@ -35,7 +35,8 @@ class Receiver(Questions):
     """All that a stream needs left of the engine; see the module's docstring for its law.
 
     delay: seconds of playout delay, or an AdaptiveDelay of which each modality gets a copy; lookahead: clips after
-    which a clip's final prediction is due, until then late packets may repair it. ``parts(modality, config, spec)``
+    which a clip's final prediction is due, until then late packets may repair it; late_repair: also late packets of
+    inter-coded video, whose group is decoded anew. ``parts(modality, config, spec)``
     gives a damage tracker and a decoder (tests pass fakes); ``stopwatch`` measures decoding, in seconds.
     ``offset`` is what a capture time needs to become a time on the receiver's clock; None learns it.
     """
@@ -48,6 +49,7 @@ class Receiver(Questions):
         *,
         delay: float | AdaptiveDelay = 0.1,
         lookahead: int = 0,
+        late_repair: bool = False,
         offset: float | None = None,
         parts: Callable[..., tuple[Any, Any]] = build_parts,
         stopwatch: Callable[[], float] = time.perf_counter,
@@ -59,7 +61,7 @@ class Receiver(Questions):
         self.events: list[Event] = []
         self._stopwatch = stopwatch
         self._lanes = {
-            m: Lane(m, info.codecs[m], getattr(spec, m), copy(delay), offset, parts, info.sequence_numbers)
+            m: Lane(m, info.codecs[m], getattr(spec, m), copy(delay), offset, parts, info.sequence_numbers, late_repair)
             for m in self.modalities
             if m in info.codecs
         }
@@ -84,7 +86,7 @@ class Receiver(Questions):
         assert not self._finished, "a finished receiver takes no packets"
         if isinstance(item, Decision):
             return (self.advance(item.arrival) if believable(item.arrival) else []) + self._decide(item)
-        lane, at = self._lanes.get(item.modality), self._arrival(item)
+        lane, at = self._lanes.get(item.modality), self._deadlines.arrival(item, self._now)
         quiet = believable(at) and self._deadlines.nothing_due(at)
         if quiet and lane is not None and self._goes_straight(lane, item, at):
             return self._closed_by(lane)
@@ -311,8 +313,9 @@ class Receiver(Questions):
         mended = lane.repair(packet) if lane.repairable and packet.payload else []
         if not any(packet.seq in m.seqs for m in mended):
             assembler.late(lane.modality, at, at + lane.length_of(packet))
-            self.ledger.settle(lane.modality, "late", [packet.seq])
-            return
+            if not (lane.regroups and packet.payload):
+                self.ledger.settle(lane.modality, "late", [packet.seq])
+                return
         fate = assembler.packet(lane.modality, packet.seq, at, late=True)
         lane.remember(packet, fate)
         for piece in mended:
@@ -393,14 +396,6 @@ class Receiver(Questions):
             self._drift.reset()
             self._clocks.correct("audio", 0)
         return out
-
-    def _arrival(self, packet: Packet) -> float:
-        """When a packet came, on the receiver's clock."""
-        if packet.arrival is not None:
-            return packet.arrival
-        self._deadlines.untimed = True
-        sent = packet.decode_seconds + (self._lanes[packet.modality].bias if packet.modality in self._lanes else 0.0)
-        return min(sent, self._now + EPOCH_JUMP) if self._now > -math.inf else sent  # clocks that jump do not take it
 
     def _note_gap(self, lane: Lane, gap: Gap) -> None:
         assert self._assembler is not None

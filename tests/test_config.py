@@ -28,6 +28,7 @@ def test_overrides_win_over_the_preset_and_the_preset_over_the_bundle():
     assert resolve(bundle(), "interactive", lookahead=1).window.lookahead == 1
     assert resolve(bundle(), "interactive", ["window.lookahead=2"], lookahead=1).window.lookahead == 2
     assert resolve(bundle(), overrides=["delay.floor=0.1", "delay.cap=0.1"]).delay.policy == 0.1
+    assert resolve(bundle(), overrides=["delay.late_repair=true"]).delay.late_repair
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -76,4 +77,5 @@ def test_an_unknown_preset_names_those_that_exist():
 
 def test_a_config_is_plain_values_for_json():
     plain = RuntimeConfig().as_dict()
-    assert plain["clip"] == {"seconds": 0.4} and plain["delay"] == {"floor": 0.05, "cap": 0.5}
+    assert plain["clip"] == {"seconds": 0.4}
+    assert plain["delay"] == {"floor": 0.05, "cap": 0.5, "late_repair": False}

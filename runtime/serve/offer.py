@@ -60,6 +60,7 @@ class Offer:
                 PresenceRule(video=presence.video, audio=presence.audio),
                 delay=self.delay(plan).policy,
                 lookahead=plan.lookahead,
+                late_repair=self.config.delay.late_repair,
                 parts=self.bounded_parts(limits),
             )
         except SourceError as error:
