@@ -94,7 +94,9 @@ class Chain:
         elif missing:
             harmless = False
         else:
-            harmless = self.lost == 0 or (self.lost < picture.max_frame_num and self.on_time(picture, time))
+            again = picture.frame_num == self.last_reference and not picture.field  # numbers began anew, or went round
+            possible = self.lost < picture.max_frame_num and not again and self.on_time(picture, time)
+            harmless = self.lost == 0 or possible
         if harmless:
             return replace(self, lost=0) if self.lost else self
         return replace(self, lost=0, broken=True, refresh_left=None)

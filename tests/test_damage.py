@@ -114,6 +114,16 @@ def test_dropped_packets_spoil_what_we_say_they_spoil(tmp_path, codec, options, 
     assert false_alarms <= 0.03
 
 
+@pytest.mark.parametrize("gop", [18, 25, 34])
+def test_a_lost_idr_spoils_its_group_whatever_its_numbers_wrap_to(tmp_path, gop):
+    """After 18 or 34 pictures, frame_num of the picture after the IDR is that of the picture before it."""
+    config, packets = coded(tmp_path / "x.mkv", "libx264", {**X264, "bf": "0"}, gop, count=3 * gop)
+    second = next(i for i, p in enumerate(packets) if p.keyframe and i)
+    lossy = receive(config, [gap(p) if i == second else p for i, p in enumerate(packets)])
+    recall, false_alarms, damaged = compare(receive(config, packets), lossy)
+    assert (recall, false_alarms) == (1.0, 0.0) and damaged >= gop // 2
+
+
 def test_bit_flips_are_found_through_what_the_decoder_says(tmp_path):
     # The default preset: in smaller packets a flip is more often decoded to something else without any error.
     config, packets = coded(tmp_path / "x.mkv", "libx264", {**X264, "preset": "medium", "bf": "0"})
