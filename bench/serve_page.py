@@ -66,6 +66,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path, limit: float) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, (above, below) = plt.subplots(2, sharex=True, figsize=(7.2, 5.4), dpi=150)
     at = [row["streams"] for row in rows]
@@ -82,8 +83,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path, limit: float) -> None:
         below.plot(at, [row["latency_ms"][quantile] for row in rows], marker="o", markersize=3, label=quantile)
     below.axhline(limit, color="0.6", linewidth=0.8, linestyle=":")
     below.set(yscale="log", xlabel="streams at once", ylabel="clip complete to prediction, ms")
+    below.yaxis.set_minor_formatter(NullFormatter())  # the decades are enough
     below.yaxis.set_major_formatter("{x:g}")
-    below.yaxis.set_minor_formatter("{x:g}")
     below.legend(fontsize=8, frameon=False)
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)

@@ -110,7 +110,7 @@ def choose_device(name: str) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         kind, _, place = name.partition(":")
-        known = kind in ("cpu", "cuda", "mps", "xpu") and (not place or place.isdigit())
+        known = kind in ("cpu", "cuda", "mps", "xpu") and (not place or place.isdecimal())
         why = str(error).splitlines()[0] if known else "auto, cpu, cuda and cuda:N are known"
         raise ConfigError(f"device {name!r} cannot be used ({why}); use --device cpu") from None
     return name

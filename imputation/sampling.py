@@ -58,7 +58,7 @@ class Sampling:
         for kind in kinds:
             name, _, value = kind.partition("=")
             if name == "k":
-                if not value.isdigit() or not 0 <= int(value) < length:
+                if not value.isdecimal() or not 0 <= int(value) < length:
                     raise ConfigError(
                         f"sampling {kind!r} needs a whole number from 0 to {length - 1} for windows of {length}"
                     )

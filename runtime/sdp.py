@@ -116,7 +116,7 @@ def _media(block: Sequence[str], session: str) -> Media | None:
         raise SourceError(f"session description asks for {transport}; encrypted RTP is not supported, use RTP/AVP")
     maps, parameters = _by_payload(block, "rtpmap"), _by_payload(block, "fmtp")
     rate = _frame_rate(block)
-    formats = [_format(int(n), maps, parameters, rate) for n in match[4].split() if n.isdigit() and int(n) < 128]
+    formats = [_format(int(n), maps, parameters, rate) for n in match[4].split() if n.isdecimal() and int(n) < 128]
     return Media(
         kind=kind,
         port=port,

@@ -112,3 +112,9 @@ def test_any_text_is_media_or_one_sentence(noise, place):
                 assert all(codec_of(f).codec for f in media.formats)
         except SourceError as error:
             assert "\n" not in str(error)
+
+
+def test_a_raised_digit_is_no_number():
+    """``"¹".isdigit()`` holds and ``int("¹")`` fails."""
+    (media,) = parse_sdp("v=0\r\nc=IN IP4 127.0.0.1\r\nm=audio 5004 RTP/AVP ¹26 0\r\n")
+    assert [f.payload_type for f in media.formats] == [0]

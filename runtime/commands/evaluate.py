@@ -102,7 +102,7 @@ def _levels(text: str, length: int) -> list[int] | None:
     if not text:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) < length for part in parts):
+    if not all(part.isdecimal() and int(part) < length for part in parts):
         raise UsageError(f"--levels {text!r} must be whole numbers from 0 to {length - 1}, with commas between")
     return [int(part) for part in parts]
 

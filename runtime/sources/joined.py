@@ -118,5 +118,5 @@ def _camera(camera: int | str | None) -> int | str:
     if camera is None:
         return next(iter(cameras()), 0)
     if isinstance(camera, str):
-        return int(camera) if camera.isdigit() else camera.removeprefix(OPENCV)
+        return int(camera) if camera.isdecimal() else camera.removeprefix(OPENCV)
     return camera

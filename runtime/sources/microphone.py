@@ -275,7 +275,7 @@ def choose_input(known: list[Input], wanted: int | str | None) -> Input:
     if wanted is None:
         return next((i for i in known if i.default), known[0])
     text = str(wanted)
-    matches = [i for i in known if (i.number == int(text) if text.isdigit() else text.lower() in i.name.lower())]
+    matches = [i for i in known if (i.number == int(text) if text.isdecimal() else text.lower() in i.name.lower())]
     if not matches:
         there = ", ".join(f"{i.number} ({i.name})" for i in known)
         raise SourceError(f"there is no microphone {text!r}; there is {there}")

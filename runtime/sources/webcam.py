@@ -205,7 +205,7 @@ def jpeg(picture: Any, quality: int = QUALITY) -> bytes | None:
 def open_capture(camera: int | str, size: tuple[int, int], rate: float) -> Capture:
     """Open a camera with the first backend of this system that can. Raises SourceError, in one sentence."""
     cv2 = opencv()
-    if isinstance(camera, str) and not camera.isdigit():
+    if isinstance(camera, str) and not camera.isdecimal():
         found = find_camera(camera)
         if found is None:
             return _opened(cv2.VideoCapture(camera), camera)  # an address, a pipeline: whatever OpenCV makes of it
@@ -249,14 +249,14 @@ def cameras() -> dict[int, str]:
     found = {}
     for folder in LINUX_NAMES.glob("video*"):
         number = folder.name.removeprefix("video")
-        if number.isdigit() and _first_of_its_device(folder) and (LINUX_DEVICES / folder.name).exists():
+        if number.isdecimal() and _first_of_its_device(folder) and (LINUX_DEVICES / folder.name).exists():
             found[int(number)] = _text(folder / "name") or folder.name
     return dict(sorted(found.items()))
 
 
 def find_camera(name: str) -> int | None:
     """The number of a camera by a part of its name, whatever the case, or by its device file."""
-    if name.startswith("/dev/video") and name.removeprefix("/dev/video").isdigit():
+    if name.startswith("/dev/video") and name.removeprefix("/dev/video").isdecimal():
         return int(name.removeprefix("/dev/video"))
     if "://" in name:
         return None
