@@ -231,7 +231,7 @@ class Address:
             return cls(text, "", 0)
         host, _, port = text.rpartition(":")
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        if not bare or not port.isascii() or not port.isdecimal() or int(port) > 65535 or (":" in bare and bare == host):
+        if not bare or not port.isascii() or not port.isdigit() or int(port) > 65535 or (":" in bare and bare == host):
             raise UsageError(f"{option} {text!r} is no address; write HOST:PORT, [IPv6]:PORT or unix:PATH")
         return cls(text, bare, int(port))
 
