@@ -15,10 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from runtime import logs
+from runtime.closing import Closing
 from runtime.errors import LegatoError
 from runtime.observe import Observer
 from runtime.packet import Decision, Packet, StreamInfo
@@ -40,7 +39,7 @@ SWEEP_SECONDS = 60.0  # between two looks at ages
 CLOSE_SECONDS = 5.0  # for the last packets to reach the disk when a server stops
 
 
-class Tap:
+class Tap(Closing):
     """What is kept of one stream: hand it every packet and decision in order of arrival, then close it.
 
     No method raises or waits. ``active`` turns False when the recording has ended, for whatever reason.
@@ -70,16 +69,8 @@ class Tap:
             self.active = False
             self._keeper.hand(self, None, 0)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class Keeper:
+class Keeper(Closing):
     """Keeps the packets of streams in ``folder`` until it is closed.
 
     max_bytes: of all recordings together, the oldest go first; max_age: seconds since a recording's last packet;
@@ -151,14 +142,6 @@ class Keeper:
         if self._thread.is_alive():
             log.warning("recordings were cut short", why="the disk did not answer")
         self.retention.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def hand(self, tap: Tap, item: Packet | Decision | None, size: int) -> None:
         """A tap's item, of ``size`` payload bytes, for the writing thread; None ends the recording. Never waits."""

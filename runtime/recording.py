@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from google.protobuf.message import DecodeError
 
 from protos import stream_pb2 as pb
+from runtime.closing import Closing
 from runtime.errors import OutputError, RecordingError
 from runtime.packet import CodecConfig, Decision, Packet, StreamInfo
 from runtime.serve.convert import (
@@ -49,7 +49,7 @@ SCAN = 1 << 20  # bytes read at once while looking for a marker
 SEARCH = 256 << 20  # bytes of false frames checked before a reading gives up: a crafted file must not hang it
 
 
-class RecordingWriter:
+class RecordingWriter(Closing):
     """Appends packets and decisions to a new file; not thread-safe.
 
     Records are handed to the operating system in batches of ``batch_records``, or when a batch spans
@@ -149,14 +149,6 @@ class RecordingWriter:
                 "what is there can be replayed"
             ) from error
         self._written += len(data)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class RecordingReader:

@@ -14,13 +14,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import grpc
 
 from protos import stream_pb2 as pb
 from protos import stream_pb2_grpc as services
+from runtime.closing import Closing
 from runtime.errors import ServiceError, UsageError
 from runtime.prediction import Prediction
 from runtime.serve.answers import ServedBundle, bundle_from_wire
@@ -61,7 +61,7 @@ class Tls:
         return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
 
 
-class Client:
+class Client(Closing):
     """A server's predictions for sources of ours.
 
     address: ``host:port``, ``[::1]:port`` or ``unix:PATH``; the port is 50051 where it is not named. token: sent as
@@ -160,16 +160,6 @@ class Client:
             except ValueError as error:
                 raise ServiceError(f"server {self.address} described its bundle wrongly: {error}") from None
 
-    def close(self) -> None:
-        """Nothing is held between runs; here so that ``with`` reads well and may come to mean more."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _channel(self) -> grpc.Channel:
         if self._credentials is None:

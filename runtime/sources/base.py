@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
+from runtime.closing import Closing
 from runtime.packet import Decision, Packet, StreamInfo
 
 TURN = 0.1  # seconds that ``LivePackets.packets`` waits at once, so that a close from another thread is seen
@@ -54,7 +55,7 @@ class LiveSource(Source, Protocol):
         ...
 
 
-class LivePackets:
+class LivePackets(Closing):
     """``packets``, ``with`` and nothing else, for classes that have ``read``, ``ended`` and ``close``."""
 
     def packets(self: LiveSource) -> Iterator[Packet | Decision]:
@@ -63,14 +64,3 @@ class LivePackets:
             item = self.read(TURN)
             if item is not None:
                 yield item
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self: LiveSource,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -8,9 +8,9 @@ taken; what was left out is said in the labels of ``info``.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
+from runtime.closing import Closing
 from runtime.datagrams import Datagram, Datagrams
 from runtime.errors import MissingExtraError, SourceError
 from runtime.packet import MODALITIES, Decision, Packet, StreamInfo
@@ -30,7 +30,7 @@ PURE = 0.9  # share of a flow's datagrams that must parse as RTP
 Flow = tuple[bytes, int, bytes, int]
 
 
-class CaptureSource:
+class CaptureSource(Closing):
     """One capture as one stream. It is read twice, once to see what is in it.
 
     ``info.labels["note"]`` says what was left out. Raises SourceError for what is no capture or holds no RTP that can
@@ -74,16 +74,6 @@ class CaptureSource:
                 yield from session.receive(datagram.payload, now, -1 if channel is None else channel)
         yield from session.finish(now)
 
-    def close(self) -> None:
-        """Nothing is held open between readings."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _Contents:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from runtime.closing import Closing
 from runtime.errors import SourceError
 from runtime.packet import CodecConfig, Decision, Packet, StreamInfo
 from runtime.sources.base import Source
@@ -33,22 +33,7 @@ _AHEAD_PACKETS = 4000
 Tracks = Mapping[str, int | None]
 
 
-class _Opened:
-    """Closing, for the sources of this file."""
-
-    def close(self) -> None:
-        """Let go of the file."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class FileSource(_Opened):
+class FileSource(Closing):
     """A media file. Its packets come in order of time, whatever the order in the file; none has an ``arrival``."""
 
     def __init__(self, path: Path, *, tracks: Tracks | None = None, name: str | None = None) -> None:
@@ -72,7 +57,7 @@ class FileSource(_Opened):
         self._file.close()
 
 
-class RecordingSource(_Opened):
+class RecordingSource(Closing):
     """A packet recording: packets and decisions as they once arrived, with their ``arrival``."""
 
     def __init__(self, path: Path) -> None:
@@ -98,7 +83,7 @@ class RecordingSource(_Opened):
                 yield item
 
 
-class ImpairedSource(_Opened):
+class ImpairedSource(Closing):
     """Another source seen through a lossy channel. A lost packet leaves a hole in the sequence numbers."""
 
     def __init__(self, source: Source, profile: "Profile", seed: int) -> None:
@@ -182,7 +167,7 @@ def open_sources(
     return opened
 
 
-class LazySource(_Opened):
+class LazySource(Closing):
     """A source of a folder: looked into once when the folder is opened, and held open only while it is played."""
 
     def __init__(self, path: Path, loss: str | None, seed: int, **options: object) -> None:
