@@ -1,7 +1,9 @@
 """What every test may rely on: quiet threads, and recordings where there are some."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported: spinning OpenMP threads slow everything beside them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -65,3 +67,19 @@ def _part(data: Path, name: str) -> Path:
     if not (data / name).is_dir():
         pytest.skip(f"LEGATO_DATA has no folder {name}")
     return data / name
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Any]]:
+    """Starts servers that act a script (``tests.fake_service``) and stops them."""
+    from tests.fake_service import Running, start
+
+    running: list[Running] = []
+
+    def begin(acts: Any = (), token: str = "") -> Running:
+        running.append(start(acts, token))
+        return running[-1]
+
+    yield begin
+    for one in running:
+        one.server.stop(None)

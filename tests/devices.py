@@ -356,3 +356,13 @@ def _wait(ready: Callable[[], bool], failure: str, seconds: float = 10.0) -> Non
         if time.monotonic() > until:
             raise RuntimeError(failure)
         time.sleep(0.02)
+
+
+def read(source: Any, kind: type, seconds: float = 8.0) -> Any:
+    """The next item of a kind."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        item = source.read(0.05)
+        if isinstance(item, kind):
+            return item
+    raise AssertionError(f"no {kind.__name__} came")

@@ -16,25 +16,11 @@ from runtime.serve.client import Client, Tls, parse_address
 from runtime.serve.client_session import Retrying, Started
 from runtime.serve.client_state import Progress
 from runtime.serve.refusals import Backoff
-from tests.fake_service import CLIP, Act, Running, start
+from tests.fake_service import CLIP, Act, start
 from tests.fakes import CODECS, INFO, ListSource, packet
 
 CLIPS = 6
 PACKETS = [p for i in range(CLIPS * CLIP) for p in (packet(seq=i), packet("audio", i))]
-
-
-@pytest.fixture
-def serve():
-    """Starts fake servers and stops them."""
-    running: list[Running] = []
-
-    def begin(acts=(), token=""):
-        running.append(start(acts, token))
-        return running[-1]
-
-    yield begin
-    for one in running:
-        one.server.stop(None)
 
 
 @pytest.fixture(autouse=True)

@@ -171,11 +171,19 @@ def test_a_live_run_says_what_the_replay_of_its_recording_says(bundle, tmp_path,
     assert run.tally.closed == run.stream.windows.total and run.tally.windows == len(said)
 
 
-def test_models_that_cannot_keep_up_shed_clips_and_a_replay_sheds_the_same(bundle, tmp_path):
-    """A script plays faster than any model runs, and one clip may wait: most of what comes overflows."""
-    source = Script(desk(8.0), DESK)
+def test_models_that_cannot_keep_up_shed_clips_and_a_replay_sheds_the_same(bundle, tmp_path, monkeypatch):
+    """The models stand still until the script has played, and one clip may wait: most of what comes overflows."""
+    source, pipeline, nobody = Script(desk(8.0), DESK), made(bundle, 0), threading.Event()
+    serve = pipeline.engine.serve
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        while not source.ended:
+            nobody.wait(0.001)
+        return serve(*arguments, **options)
+
+    monkeypatch.setattr(pipeline.engine, "serve", late)
     recorder = Recorder(tmp_path / "desk.legato", source.info)
-    with LiveRun(made(bundle, 0), source, tap=recorder, policy=BatchPolicy(per_stream=1)) as run:
+    with LiveRun(pipeline, source, tap=recorder, policy=BatchPolicy(per_stream=1)) as run:
         said = list(run.predictions())
     recorder.close()
     shed = {(d.modality, d.clip) for d in RecordingReader(tmp_path / "desk.legato").packets() if kind(d) == "shed"}

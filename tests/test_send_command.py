@@ -14,23 +14,10 @@ import pytest
 from runtime.cli import run
 from runtime.recording import RecordingWriter
 from runtime.serve.refusals import Backoff
-from tests.fake_service import CLIP, Act, start
+from tests.fake_service import CLIP, Act
 from tests.fakes import INFO, packet
 
 CLIPS = 6
-
-
-@pytest.fixture
-def serve():
-    running = []
-
-    def begin(acts=(), token=""):
-        running.append(start(acts, token))
-        return running[-1]
-
-    yield begin
-    for one in running:
-        one.server.stop(None)
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from runtime.packet import Decision, Packet
 from runtime.sources.device import DevicePolicy
 from runtime.sources.joined import choose, open_devices
 from runtime.sources.url import SETTLING_SECONDS, TICK, StreamAxis, UrlCamera, shown
-from tests.devices import MjpegCamera
+from tests.devices import MjpegCamera, read
 from tests.fakes import FakeClock
 
 QUICK = DevicePolicy(open_seconds=8.0, stall_seconds=1.0, least_wait=0.05, longest_wait=0.1)
@@ -154,14 +154,14 @@ def test_a_camera_over_http_is_a_live_source_that_comes_back():
     with MjpegCamera(time.monotonic()) as camera, UrlCamera(camera.address, policy=QUICK, seed=0) as source:
         assert source.info.codecs["video"].codec == "mjpeg" and source.info.sequence_numbers
         assert source.info.codecs["video"].time_base == TICK and "audio" not in source.info.codecs
-        first = _next(source, Packet)
+        first = read(source, Packet)
         assert first.payload.startswith(b"\xff\xd8") and first.arrival - first.seconds < 0.5
         camera.kill()
-        lost = _next(source, Decision)
+        lost = read(source, Decision)
         assert (lost.kind == "device_lost" and "broke off" in lost.reason) or "ended" in lost.reason
         camera.start()
-        assert _next(source, Decision).kind == "device_back"
-        again = _next(source, Packet)
+        assert read(source, Decision).kind == "device_back"
+        again = read(source, Packet)
         assert again.seq > first.seq + 1 and again.seconds > first.seconds
 
 
@@ -180,7 +180,7 @@ def test_mpeg_ts_over_udp_is_a_camera_too():
         with UrlCamera(f"udp://127.0.0.1:{port}", policy=DevicePolicy(open_seconds=15.0), seed=0) as source:
             assert {m: c.codec for m, c in source.info.codecs.items()} == {"video": "h264", "audio": "aac"}
             assert not source.info.sequence_numbers
-            seen = [_next(source, Packet, 5) for _ in range(60)]
+            seen = [read(source, Packet, 5) for _ in range(60)]
             assert {p.modality for p in seen} == {"video", "audio"} and all(p.arrival is not None for p in seen)
     finally:
         process.kill()
@@ -194,15 +194,6 @@ def _ffmpeg() -> str:
     if found is None:
         pytest.skip("ffmpeg is not installed")
     return found
-
-
-def _next(source: Any, kind: type, seconds: float = 8.0) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        item = source.read(0.05)
-        if isinstance(item, kind):
-            return item
-    raise AssertionError(f"no {kind.__name__} came")
 
 
 # -- times ----------------------------------------------------------------------------------------------------------
@@ -286,7 +277,7 @@ def test_a_reconnect_that_changes_the_codec_is_a_format_change():
 
     with UrlCamera("http://cam/x", policy=QUICK, opener=Changing, seed=0) as source:
         assert source.info.codecs["video"].codec == "h264"
-        decisions = [_next(source, Decision) for _ in range(3)]
+        decisions = [read(source, Decision) for _ in range(3)]
         assert [d.kind for d in decisions] == ["device_lost", "format_change", "device_back"]
         assert decisions[1].codec.codec == "mjpeg" and "it ended" in decisions[0].reason
 
