@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(name, legato, loaded, mo
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs signals as on Unix")
 def test_ctrl_c_in_the_middle_of_a_demo_leaves_nothing(tiny, tmp_path):
     command = [sys.executable, "-m", "runtime", "demo", "--folder", str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job would ignore Ctrl-C
+    with subprocess.Popen(command, preexec_fn=heed, **pipes) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.readline()  # the first prediction: it is running
         process.send_signal(signal.SIGINT)
