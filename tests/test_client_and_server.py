@@ -131,8 +131,8 @@ def test_the_first_head_speaks_where_none_is_asked_for(host):
 
 
 def test_a_stream_that_survived_its_connection_is_resumed(host, undisturbed):
-    events = []
-    predictions = Client(host.address).run(source, heads=HEADS, progress=(progress := Progress()), observe=events.append)
+    events, progress = [], Progress()
+    predictions = Client(host.address).run(source, heads=HEADS, progress=progress, observe=events.append)
     first = [next(predictions) for _ in range(15)]
     predictions.close()
     rest = list(Client(host.address).run(source, heads=HEADS, progress=progress, observe=events.append))
