@@ -1,15 +1,20 @@
 """The default bundle's task: what windows show, what augmentation may change, how scores count."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from encoders.video import face_box
 from runtime.errors import UsageError
 from runtime.talk import augment
 from runtime.talk.corpus import SAMPLE_RATE, Corpus, Utterance, silent_spans, spans_between
 from runtime.talk.fill import balanced
+from runtime.talk.judge import unseen_windows
+from runtime.talk.making import new_net
 from runtime.talk.recipe import GRID_SPEAKERS, JAVA_PAIRS, Recipe, folded
 from runtime.talk.score import auc, scene, score, trial
 from runtime.talk.windows import CONDITIONS, LABEL_OF, Grid, Reel, mix, noise, speaker_odds, still, talk
@@ -187,3 +192,14 @@ def test_calibration_sees_every_class_equally_often() -> None:
     label = torch.tensor([0, 0, 1, 2, 2, 2, 2])
     rows = balanced(label)
     assert torch.bincount(label[rows]).tolist() == [4, 4, 4] and set(rows.tolist()) == set(range(7))
+
+
+def test_corpora_of_other_picture_sizes_are_judged_together() -> None:
+    small, large = ("toy/a", "toy/b"), ("java/c", "java/d")
+    spoken = [utterance(s) for s in small]
+    spoken += [replace(u, pictures=u.pictures.repeat(2, axis=2)) for u in map(utterance, large)]
+    net, face = new_net().eval().requires_grad_(False), face_box.build("face_box").eval()
+    found = unseen_windows(
+        net, face, Corpus(spoken), [*small, *large], 1, 0, Grid(clips=2), [], "test", False, lambda done, of: None
+    )
+    assert list(found.speaker) == [s for s in (*small, *large) for _ in CONDITIONS]

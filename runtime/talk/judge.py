@@ -82,7 +82,9 @@ def unseen_windows(
     tracker = FaceTracker(face, net.video.config.size)
     features, names, who = [], [], []
     for speaker in speakers:
-        others = [u for s in speakers if s != speaker for u in corpus.by_speaker[s]]
+        # of the same corpus: its rooms and picture size, so that only the voice can tell
+        there = [s for s in speakers if s.split("/")[0] == speaker.split("/")[0]]
+        others = [u for s in there if s != speaker for u in corpus.by_speaker[s]]
         for condition in CONDITIONS:
             for number in range(each):
                 sight, sound = scene(rng, condition, corpus.by_speaker[speaker], others, grid, noises)
