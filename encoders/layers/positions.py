@@ -5,6 +5,8 @@ table is (1, N, D), its places in order of time, then row, then column; a class 
 first, is not zoomed, and stays the first.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,7 +27,8 @@ def learned(count: int, dim: int) -> nn.Parameter:
 
 def resize_grid(table: Table, old: Grid, new: Grid, steps: int = 1) -> Float[Tensor, "1 m d"]:
     """A table of ``steps`` times the grid ``old``, zoomed to the grid ``new`` at every step."""
-    first, rest = _split(table, steps * old[0] * old[1], f"{steps}x{old[0]}x{old[1]}")
+    shape = (steps, *old) if steps > 1 else old
+    first, rest = _split(table, math.prod(shape), "x".join(map(str, shape)))
     if old == new:
         return table
     pictures = rest.unflatten(1, (steps, *old))[0].movedim(-1, 1)  # (T, D, h, w)
