@@ -205,6 +205,8 @@ def invert(own: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, np.nda
 def _laid_out(array: np.ndarray, rule: Rule, key: str, like: Tensor, name: str, what: str) -> Tensor:
     if array.dtype.kind not in "fiu":
         raise DataError(f"{what}: {key} holds {array.dtype}, not numbers; give a checkpoint of weights")
+    if not np.isfinite(array).all():
+        raise DataError(f"{what}: {key} holds a number that is not finite; give a whole checkpoint")
     try:
         moved = rule.change(array) if rule.change else array
     except ValueError as error:
