@@ -59,7 +59,10 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Norm, attention, residual; norm, MLP, residual. The two branches are dropped independently."""
+    """Norm, attention, residual; norm, MLP, residual. The two branches are dropped independently.
+
+    ``attention`` takes the place of full self-attention: a module that is called in the same way.
+    """
 
     def __init__(
         self,
@@ -71,10 +74,11 @@ class Block(nn.Module):
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
         rescale: bool = False,
+        attention: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = layer_norm(dim)
-        self.attention = Attention(dim, heads, dropout=attention_dropout)
+        self.attention = Attention(dim, heads, dropout=attention_dropout) if attention is None else attention
         self.norm2 = layer_norm(dim)
         self.mlp = Mlp(dim, mlp_dim, dropout)
         self.dropout = nn.Dropout(dropout)
