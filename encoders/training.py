@@ -46,6 +46,7 @@ __all__ = [
     "Interrupted",
     "Logs",
     "NotFinite",
+    "Schedule",
     "any_process",
     "average_buffers",
     "average_gradients",
@@ -55,6 +56,7 @@ __all__ = [
     "cosine",
     "epoch_order",
     "gather_rows",
+    "linear",
     "load_checkpoint",
     "load_weights",
     "mean_over_processes",
@@ -157,6 +159,13 @@ def cosine(warmup: float = 0.0, floor: float = 0.0) -> Schedule:
         return floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, (done - warmup) / (1 - warmup)))) / 2
 
     return factor
+
+
+def linear(warmup: float = 0.0, floor: float = 0.0) -> Schedule:
+    """Linear rise over the share ``warmup``, then a straight line down to ``floor``."""
+    if not (0 <= warmup < 1 and 0 <= floor <= 1):
+        raise ConfigError(f"warmup {warmup} must lie in [0, 1) and floor {floor} in [0, 1]")
+    return lambda done: done / warmup if done < warmup else 1 - (1 - floor) * min(1.0, (done - warmup) / (1 - warmup))
 
 
 def check_finite(loss: Tensor, *, epoch: int, step: int) -> float:
