@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from protos import stream_pb2 as pb
 from protos import stream_pb2_grpc as rpc
 from runtime.config import WindowSettings
+from runtime.serve import servicer
 from runtime.serve.answers import bundle_from_wire
 from runtime.serve.session import Settings
 from tests.fakes import packet, stream
@@ -252,6 +254,47 @@ def test_a_client_that_never_reads_loses_provisional_predictions_first_and_then_
                 heard = await asyncio.to_thread(read_all, call)
                 assert heard.code == "RESOURCE_EXHAUSTED"
             assert (await talk(server, whole())).code == "OK"
+
+    run(scenario)
+
+
+def test_a_live_client_that_never_reads_is_told_to_resume_and_holds_no_place_meanwhile(monkeypatch):
+    monkeypatch.setattr(servicer, "LAST_WORD", 0.1)
+
+    async def scenario() -> None:
+        made = offer(window=WindowSettings(clips=4, lookahead=2, min_clips=1))
+        settings = Settings(unread=0.3, ahead=1e9)
+        async with serving([made], stream=settings) as server:
+            options = [("grpc.http2.lookahead_bytes", 1), ("grpc.http2.bdp_probe", 0)]
+            with grpc.insecure_channel(server.where, options=options) as channel:
+                call = rpc.InferenceServiceStub(channel).Stream(iter([config(), *in_batches(stream(120.0), 100)]))
+                while not server.service.kept:
+                    await asyncio.sleep(0.01)
+                while server.service.streams:
+                    await asyncio.sleep(0.01)
+                (session,) = server.service._resumes.states()
+                assert session.failure is None  # it may be resumed
+                heard = await asyncio.to_thread(read_all, call)
+                assert heard.code == "RESOURCE_EXHAUSTED"
+                assert "resume" in heard.error.details()
+                assert "RetryInfo" in details(heard.error)
+
+    run(scenario)
+
+
+def test_a_flooder_is_ended_with_its_status():
+    def flood() -> Iterator[pb.StreamRequest]:
+        yield config()
+        yield from in_batches(stream(200.0), 100)
+
+    async def scenario() -> None:
+        async with serving(stream=Settings(ahead=2.0, flood=0.2)) as server:
+            with grpc.insecure_channel(server.where) as channel:
+                call = rpc.InferenceServiceStub(channel).Stream(flood())
+                heard = await asyncio.to_thread(read_all, call)
+            assert heard.code == "RESOURCE_EXHAUSTED"
+            assert details(heard.error)["ErrorInfo"].reason == "FLOOD"
+            assert (await talk(server, [config(), *in_batches(stream(1.0)), *ends()])).code == "OK"
 
     run(scenario)
 

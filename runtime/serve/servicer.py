@@ -26,6 +26,7 @@ log = logs.of(__name__)
 
 CALLER: ContextVar[Caller] = ContextVar("caller", default=LOCAL)
 AFTER_EOF = 0.2  # seconds in which a broken connection, which reads like a closed one, shows that it is broken
+LAST_WORD = 2.0  # seconds that a client has to take the status with which its call ends
 NEARLY = 0.5  # seconds by which a client's deadline may reach us before it is over by our clock
 STREAM, DESCRIBE = "stream", "describe"
 OURS = "/legato.v1.InferenceService/"
@@ -91,7 +92,7 @@ class Servicer(rpc.InferenceServiceServicer):
                     check(session, connection)
             finished = True
         except Refused as refused:
-            if connection == session.connection:
+            if connection == session.connection and refused is not session.hung_up:
                 session.fail(refused)
             raise
         finally:
@@ -109,6 +110,8 @@ def check(session: Session, connection: int) -> None:
         raise cut_off("the stream goes on over another connection, with the token of this one")
     if session.failure is not None:
         raise session.failure
+    if session.hung_up is not None:
+        raise session.hung_up
 
 
 async def _config(context: Any, timeout: float) -> pb.StreamConfig:
@@ -175,7 +178,9 @@ async def _write(session: Session, connection: int, context: Any) -> None:
         outbox.ready.clear()
         while connection == session.connection and (entry := outbox.pop()) is not None:
             response, key, since = entry
+            session.manners.writing()
             await context.write(response)
+            session.manners.written()
             if key is not None:
                 session.sent(key[1], since)
         check(session, connection)
@@ -236,7 +241,13 @@ class Guard(grpc.aio.ServerInterceptor):
 
 
 async def refuse(context: Any, refused: Refused) -> NoReturn:
-    """End a call with a rich status."""
+    """End a call with a rich status. Of a client that reads nothing, it waits for its turn behind what was sent before:
+    the status is left with the transport, and the call is over for us.
+    """
     details = rich_status(refused).SerializeToString()
-    await context.abort(grpc.StatusCode[refused.code], refused.message, ((DETAILS_KEY, details),))
+    try:
+        async with asyncio.timeout(LAST_WORD):
+            await context.abort(grpc.StatusCode[refused.code], refused.message, ((DETAILS_KEY, details),))
+    except TimeoutError:
+        raise asyncio.CancelledError from None  # which ends the handler without another status
     raise AssertionError("abort returned")

@@ -36,12 +36,13 @@ from runtime.serve.convert import MODALITY_FROM_WIRE
 from runtime.serve.inbox import Inbox, Turn
 from runtime.serve.intake import Intake
 from runtime.serve.limits import Plan, check_codec, refuse_batch
+from runtime.serve.manners import Manners
 from runtime.serve.offer import Offer
 from runtime.serve.outbox import Outbox
-from runtime.serve.pacing import Latency, Pace, PausableClock, Wait
+from runtime.serve.pacing import Latency, Pace, PausableClock
 from runtime.serve.progress import Progress
 from runtime.serve.settings import Settings
-from runtime.serve.status import Refused, exhausted, failed, invalid, out_of_order, timed_out, unexpected
+from runtime.serve.status import Refused, failed, invalid, out_of_order, timed_out, unexpected
 from runtime.stream import FINAL, Stream
 
 __all__ = ["Session", "Settings"]
@@ -71,6 +72,7 @@ class Session:
         self.readable = asyncio.Event()  # there is room for more
         self.cut = asyncio.Event()  # the connection must end, whatever it is doing
         self.failure: Refused | None = None
+        self.hung_up: Refused | None = None  # why this connection must end, though the stream may be resumed
         self.done = False  # everything was answered
         self.draining = False
         self.connection = 0  # which of its connections is served; 0: none
@@ -90,7 +92,7 @@ class Session:
         self._newest: dict[int, int] = {}  # by modality, the highest number that was read
         self._said: set[str] = set()  # modalities that were ended on this connection
         self._finals = self._shed = 0
-        self._unread = Wait(settings.idle)
+        self.manners = Manners(plan, settings, clock.now())
         self._heard = clock.now()
         self._next_stats = self._heard + settings.report_interval
         self.readable.set()
@@ -119,6 +121,8 @@ class Session:
         self.cut = asyncio.Event()
         self._connections += 1
         self.connection = self._connections
+        self.hung_up = None
+        self.manners.connected()
         self._said.clear()
         self._heard = self._real.now()
         self._clock.go("away")
@@ -213,7 +217,7 @@ class Session:
     @property
     def room(self) -> bool:
         """Whether more may be read."""
-        return self._inbox.room
+        return self._inbox.room and not self.manners.too_fast(self._real.now())
 
     def wait(self) -> None:
         """Our queues are full: nothing is read, and time stands still, until ``readable``."""
@@ -251,6 +255,7 @@ class Session:
         if refused is not None:
             raise refused
         newest = self._newest
+        self.manners.sent(batch.packets, self._real.now())
         for wire in batch.packets:
             if wire.seq > newest.get(wire.modality, -1):
                 newest[wire.modality] = wire.seq
@@ -296,8 +301,7 @@ class Session:
         now = self._real.now()
         if self.ended or not self.connection:
             return
-        if self.plan.recorded:
-            self._await_reader(now)
+        self._bound(now)
         waiting = self.readable.is_set() and not self.draining and self._said < set(self.plan.info.codecs)
         if waiting and now - self._heard >= self.settings.idle:
             self.fail(timed_out(f"nothing came for {self.settings.idle:g} s; send packets, or end the stream", "idle"))
@@ -311,13 +315,16 @@ class Session:
                 self._working = True
                 self._submit(self._count)
 
-    def _await_reader(self, now: float) -> None:
-        """A recorded stream waits for a client that reads slowly, but not for ever."""
-        if not self._unread.waited(now, self.outbox.crowded):
-            self._schedule()
-        else:
-            idle = self.settings.idle
-            self.fail(exhausted(f"nothing was read for {idle:g} s; read what the server sends", "unread", None))
+    def _bound(self, now: float) -> None:
+        """A client without manners goes; one that was held back, or made us wait, goes on."""
+        if (refused := self.manners.refused(now, self.outbox.crowded)) is not None:
+            self.fail(refused)
+        elif (deaf := self.manners.deaf(now)) is not None:
+            self.hung_up = deaf
+            self.cut.set()
+        elif self.room and not self.readable.is_set():
+            self.readable.set()
+        self._schedule()
 
     # -- the pool's thread --------------------------------------------------------------------------------------------
 
@@ -425,7 +432,7 @@ class Session:
         """A prediction about ``clip`` that was ready at ``since`` has left."""
         now = self._real.now()
         self.observer.stage("send", now - since)
-        self._unread.over()
+        self.manners.read_something()
         if self.plan.recorded:
             self._schedule()
         if (took := self._latency.sent(clip, now)) is not None:
