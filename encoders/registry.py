@@ -16,6 +16,9 @@ __all__ = ["ENCODERS", "build", "config_of"]
 
 _R2PLUS1D = "encoders.video.r2plus1d:R2Plus1D"
 _CONV2D = "encoders.audio.conv2d:Conv2D"
+_VIVIT = "encoders.video.vivit:ViViT"
+_MTV = "encoders.video.mtv:MTV"
+_MTV_ENSEMBLE = "encoders.video.mtv:Ensemble"
 
 ENCODERS: dict[str, str] = {
     "r2plus1d_18": _R2PLUS1D,
@@ -26,6 +29,54 @@ ENCODERS: dict[str, str] = {
     "conv2d_10": _CONV2D,
     "conv2d_talk": _CONV2D,
     "conv2d_tiny": _CONV2D,
+    "vivit_base": _VIVIT,
+    "vivit_ti_16x2": _VIVIT,
+    "vivit_s_16x2": _VIVIT,
+    "vivit_b_16x2": _VIVIT,
+    "vivit_b_16x4": _VIVIT,
+    "vivit_b_16x8": _VIVIT,
+    "vivit_l_16x2": _VIVIT,
+    "vivit_l_16x2_320": _VIVIT,
+    "vivit_h_14x2": _VIVIT,
+    "vivit_h_16x2": _VIVIT,
+    "vivit_ti_16x2_fe": _VIVIT,
+    "vivit_s_16x2_fe": _VIVIT,
+    "vivit_b_16x2_fe": _VIVIT,
+    "vivit_b_16x2_average": _VIVIT,
+    "vivit_l_16x2_fe": _VIVIT,
+    "vivit_l_16x2_fe24": _VIVIT,
+    "vivit_b_16x2_fsa": _VIVIT,
+    "vivit_b_16x2_fdp": _VIVIT,
+    "vivit_b_uniform8": _VIVIT,
+    "vivit_tiny": _VIVIT,
+    "vivit_tiny_fe": _VIVIT,
+    "vivit_tiny_fsa": _VIVIT,
+    "vivit_tiny_fdp": _VIVIT,
+    "mtv_base": _MTV,
+    "mtv_b": _MTV,
+    "mtv_b_320": _MTV,
+    "mtv_l": _MTV,
+    "mtv_h": _MTV,
+    "mtv_h_280": _MTV,
+    "mtv_b4": _MTV,
+    "mtv_s8": _MTV,
+    "mtv_ti16": _MTV,
+    "mtv_b4_s8_ti16": _MTV,
+    "mtv_b4_s8_ti16_late": _MTV,
+    "mtv_b4_s8_ti16_mlp": _MTV,
+    "mtv_b4_s8_ti16_bottleneck": _MTV,
+    "mtv_b4_s8_ti16_ensemble": _MTV_ENSEMBLE,
+    "mtv_b2_ti8": _MTV,
+    "mtv_b8_ti2": _MTV,
+    "mtv_b8_s4_ti2": _MTV,
+    "mtv_b2_b8": _MTV,
+    "mtv_b2_b4_b8": _MTV,
+    "mtv_b4_b8_b16": _MTV,
+    "mtv_tiny": _MTV,
+    "mtv_tiny_bottleneck": _MTV,
+    "mtv_tiny_mlp": _MTV,
+    "mtv_tiny_late": _MTV,
+    "mtv_tiny_ensemble": _MTV_ENSEMBLE,
 }
 
 

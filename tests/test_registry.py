@@ -10,7 +10,7 @@ from encoders.clips import AudioSpec, ClipSpec, VideoSpec
 from encoders.errors import UsageError
 from encoders.registry import ENCODERS, build, config_of
 
-SMALL = ("tiny", "talk")  # presets that run in a moment
+SMALL = [name for name in ENCODERS if {"tiny", "talk"} & set(name.split("_"))]  # presets that run in a moment
 
 
 def clips_for(encoder, batch):
@@ -34,7 +34,7 @@ def test_every_preset_promises_what_an_encoder_promises(name):
     assert encoder.context_seconds >= 0
 
 
-@pytest.mark.parametrize("name", [n for n in ENCODERS if n.endswith(SMALL)])
+@pytest.mark.parametrize("name", SMALL)
 def test_small_presets_encode_row_by_row(name):
     torch.manual_seed(0)
     encoder = build(name).eval()
@@ -46,7 +46,7 @@ def test_small_presets_encode_row_by_row(name):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", [n for n in ENCODERS if not n.endswith(SMALL)])
+@pytest.mark.parametrize("name", [n for n in ENCODERS if n not in SMALL])
 def test_big_presets_have_their_shape_on_the_meta_device(name):
     with torch.device("meta"):
         encoder = build(name).eval()
@@ -58,7 +58,7 @@ def test_big_presets_have_their_shape_on_the_meta_device(name):
     assert encoder(prepared).shape == (2, encoder.dim)
 
 
-@pytest.mark.parametrize("name", [n for n in ENCODERS if n.endswith(SMALL)])
+@pytest.mark.parametrize("name", SMALL)
 def test_empty_clips_give_finite_features(name):
     """Black pictures and digital silence are evidence, not errors."""
     encoder = build(name).eval()
