@@ -1,0 +1,19 @@
+"""Pictures as the public vision transformers see them: channels first, values from -1 to 1."""
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+__all__ = ["signed_pictures"]
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def signed_pictures(clips: UInt8[Tensor, "b t h w *rgb"], channels: int = 3) -> Float[Tensor, "b c t h w"]:
+    """uint8 clips, gray (B, T, H, W) or rgb (B, T, H, W, 3), as (B, C, T, H, W) in [-1, 1]: x / 127.5 - 1.
+
+    Gray is repeated for a model of three ``channels``; colours are mixed for a model of one.
+    """
+    x = clips.float() / 127.5 - 1
+    if clips.ndim == 4:
+        return x[:, None].expand(-1, channels, -1, -1, -1)
+    return x.movedim(-1, 1) if channels == 3 else (x @ x.new_tensor(LUMA))[:, None]
