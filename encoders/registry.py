@@ -17,6 +17,7 @@ __all__ = ["ENCODERS", "build", "config_of"]
 _R2PLUS1D = "encoders.video.r2plus1d:R2Plus1D"
 _CONV2D = "encoders.audio.conv2d:Conv2D"
 _VIVIT = "encoders.video.vivit:ViViT"
+_TOKEN_LEARNER = "encoders.video.token_learner:TokenLearner"
 _MTV = "encoders.video.mtv:MTV"
 _MTV_ENSEMBLE = "encoders.video.mtv:Ensemble"
 
@@ -77,6 +78,28 @@ ENCODERS: dict[str, str] = {
     "mtv_tiny_mlp": _MTV,
     "mtv_tiny_late": _MTV,
     "mtv_tiny_ensemble": _MTV_ENSEMBLE,
+    "token_learner_base": _TOKEN_LEARNER,
+    "token_learner_b_16": _TOKEN_LEARNER,
+    "token_learner_b_16_v1": _TOKEN_LEARNER,
+    "token_learner_b_16_half": _TOKEN_LEARNER,
+    "token_learner_b_16_fuser": _TOKEN_LEARNER,
+    "token_learner_b_16_full": _TOKEN_LEARNER,
+    "token_learner_s_32_full": _TOKEN_LEARNER,
+    "token_learner_b_32_full": _TOKEN_LEARNER,
+    "token_learner_l_16": _TOKEN_LEARNER,
+    "token_learner_l_16_full": _TOKEN_LEARNER,
+    "token_learner_l_16_24_11": _TOKEN_LEARNER,
+    "token_learner_l_14_24_11": _TOKEN_LEARNER,
+    "token_learner_l_10_24_11": _TOKEN_LEARNER,
+    "token_learner_l_8_24_11": _TOKEN_LEARNER,
+    "token_learner_vivit_l_16x2": _TOKEN_LEARNER,
+    "token_learner_vivit_l_16x2_at18": _TOKEN_LEARNER,
+    "token_learner_vivit_l_14x2_at18": _TOKEN_LEARNER,
+    "token_learner_vivit_l_10x2_at18": _TOKEN_LEARNER,
+    "token_learner_tiny": _TOKEN_LEARNER,
+    "token_learner_tiny_v1": _TOKEN_LEARNER,
+    "token_learner_tiny_fuser": _TOKEN_LEARNER,
+    "token_learner_tiny_full": _TOKEN_LEARNER,
 }
 
 

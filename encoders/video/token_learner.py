@@ -325,6 +325,7 @@ def _patches(config: TokenLearnerConfig, side: int) -> TokenLearnerConfig:
 
 # Name, patch, @ the block before which tokens are learned. ``24_11``: 11 blocks more than the size has.
 PRESETS = {
+    "token_learner_base": _B,
     "token_learner_b_16": _B,  # 16 @ 9, v1.1: the public configuration
     "token_learner_b_16_v1": replace(_B, learner="v1"),
     "token_learner_b_16_half": replace(_B, tokens=8, at=6),
