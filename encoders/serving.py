@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from encoders.adapters import Adapted
 from encoders.audio import conv2d
 from encoders.layers.steps import unit_steps
 from encoders.video import face_box, r2plus1d
@@ -33,6 +34,8 @@ def served(encoder: Any, *, dtype: torch.dtype = torch.float32, batched: bool = 
     ``batched`` also prepares pictures in a way that pays in batches and rounds differently; without it a single clip
     gives the same bits as ever.
     """
+    if type(encoder) is Adapted:
+        return Adapted(served(encoder.encoder, dtype=dtype, batched=batched), encoder.modality, encoder.dim).eval()
     if type(encoder) is r2plus1d.R2Plus1D:
         return (BatchedR2Plus1D if batched else ServedR2Plus1D)(encoder, dtype).eval()
     return ServedConv2D(encoder, dtype).eval() if type(encoder) is conv2d.Conv2D else encoder

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from encoders import registry
+from encoders.adapters import adapted, spec_of
 from encoders.heads import build_head
 from encoders.video import face_box
 from imputation import imputer as imputers
@@ -56,13 +57,13 @@ REMAKE = "name the preset they were trained with, or other weights"
 class _Builder:
     def __init__(self, folder: Path, manifest: Manifest, device: str) -> None:
         self.folder, self.manifest, self.device = folder, manifest, device
+        self._joint: dict[str, Any] = {}  # an encoder named for both modalities is built once
 
     def models(self) -> Models:
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn and replaced; the caller's draws stay
-            encoders = {m: self._encoder(m) for m in MODALITIES}
-            width = next(int(encoder.dim) for encoder in encoders.values() if encoder is not None)
-            for modality, encoder in encoders.items():
-                self._check_width(f"the {modality} encoder", encoder, width)
+            made = {m: self._encoder(m) for m in MODALITIES}
+            width = max(int(encoder.dim) for encoder in made.values() if encoder is not None)
+            encoders = {m: None if e is None else self._ready(adapted(e, m, width)) for m, e in made.items()}
             return Models(
                 video_encoder=encoders["video"],
                 audio_encoder=encoders["audio"],
@@ -78,7 +79,10 @@ class _Builder:
         if part is None:
             return None
         what = f"the {modality} encoder"
-        encoder: Any = self._model(part, what, registry.build)
+        name = part.model_dump_json()
+        if name not in self._joint:
+            self._joint[name] = self._model(part, what, registry.build)
+        encoder: Any = self._joint[name]
         if modality not in encoder.modalities:
             raise self._error(f"{what} {part.preset} is for {', '.join(encoder.modalities)}; name another preset")
         if Fraction(encoder.clip_seconds) != self.manifest.clip_seconds:
@@ -86,7 +90,7 @@ class _Builder:
                 f"{what} {part.preset} takes clips of {float(encoder.clip_seconds):g} s and clip_seconds is "
                 f"{float(self.manifest.clip_seconds):g}; make them one"
             )
-        if getattr(encoder.spec, "region", "frame") == "face" and self.manifest.face is None:
+        if getattr(spec_of(encoder, modality), "region", "frame") == "face" and self.manifest.face is None:
             raise self._error(f"{what} {part.preset} looks at faces and the bundle has no face finder; add face")
         return encoder
 
@@ -148,10 +152,6 @@ class _Builder:
             raise self._error(f"the imputer takes {config.length} clips and window + lookahead is {need}; lower one")
         if getattr(config, "dim", width) != width:
             raise self._error(f"the imputer fills features of width {config.dim} and the encoders give {width}")
-
-    def _check_width(self, what: str, encoder: Any, width: int) -> None:
-        if encoder is not None and encoder.dim != width:
-            raise self._error(f"{what} gives features of width {encoder.dim} and the other encoder {width}")
 
     # -- one part -----------------------------------------------------------------------------------------------
 
