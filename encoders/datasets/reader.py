@@ -1,32 +1,110 @@
-"""From a sample to the pair of clips that pre-training sees: a random span of sound, and picture near it.
+"""From a sample to what a model sees: a clip of whatever kind it is, or the pair of clips of pre-training.
 
-Pair sampling is AVID-CMA's: the sound's start is uniform over the recording, the picture's over the sound's window
-widened by an offset on either side. The picture is sampled by time exactly as in serving (`encoders.clips`), where
-the published code takes the frame at the beginning of each interval instead of its middle.
+``read_sample`` gives a recording, a folder of frames, an image file and a raw picture in one shape; ``BadFiles`` keeps
+a long run alive when one of them is broken. Pair sampling is AVID-CMA's: the sound's start is uniform over the
+recording, the picture's over the sound's window widened by an offset on either side. The picture is sampled by time
+exactly as in serving (`encoders.clips`), where the published code takes the frame at the beginning of each interval
+instead of its middle.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encoders.clips import AudioSpec, ClipSpec, VideoSpec
-from encoders.datasets.sample import Sample, list_samples
+from encoders.datasets.images import frame_count, read_frames, read_picture, read_raw, still
+from encoders.datasets.sample import PICTURES, Sample, list_samples
 from encoders.datasets.synthetic import SyntheticPairs
 from encoders.datasets.transforms import ClipAugment
 from encoders.errors import DataError, LegatoError, UsageError
 
-__all__ = ["PairSpec", "Pairs", "RecordedPairs", "open_pairs", "read_or_next"]
+__all__ = [
+    "BadFiles",
+    "PairSpec",
+    "Pairs",
+    "RecordedPairs",
+    "is_still",
+    "open_pairs",
+    "read_or_next",
+    "read_sample",
+    "seconds_of",
+]
 
 Video: TypeAlias = NDArray[np.uint8]
 Audio: TypeAlias = NDArray[np.float32]
 # read_clip of encoders.media: path, start, seconds, spec to (frames at decoded size, samples)
 Read: TypeAlias = Callable[[Path, float, Fraction, ClipSpec], tuple[Video | None, Audio | None]]
 TRIES = 16  # unreadable recordings in a row before we give up
+T = TypeVar("T")
+
+
+def is_still(sample: Sample) -> bool:
+    """Whether a sample is one picture, without time."""
+    return sample.raw_at is not None or sample.path.suffix.lower() in PICTURES
+
+
+def seconds_of(sample: Sample) -> float:
+    """How long a sample lasts; 0 for a picture. Raises DataError or SourceError where that cannot be told."""
+    if is_still(sample):
+        return 0.0
+    if sample.seconds is not None:
+        return sample.seconds
+    if sample.frame_rate:
+        return frame_count(sample.path) / sample.frame_rate - sample.start
+    return _duration(sample.path) - sample.start
+
+
+def read_sample(
+    sample: Sample, spec: ClipSpec, *, start: float = 0.0, read_clip: Read | None = None
+) -> tuple[Video | None, Audio | None]:
+    """``spec.seconds`` of a sample from ``start`` seconds into its span, laid out as in serving (`encoders.clips`).
+
+    Video is uint8 ``(T, H, W[, 3])`` (in its decoded size where the spec's region is ``face``), audio float32 ``(S,)``;
+    None for what the sample does not have. A picture is a clip that stands still, whatever ``start`` says. The clip may
+    reach past the span's end into what follows in the recording. Raises SourceError or DataError.
+    """
+    if not is_still(sample) and not sample.frame_rate:
+        return (read_clip or _reader())(sample.path, sample.start + start, spec.seconds, spec)
+    if spec.video is None:
+        return None, None
+    if sample.frame_rate:
+        return read_frames(sample.path, sample.start + start, sample.frame_rate, spec), None
+    colours = spec.video.pixel_format
+    if sample.raw_at is not None:
+        return still(read_raw(sample.path, sample.raw_at, colours), spec), None
+    return still(read_picture(sample.path, colours), spec), None
+
+
+@dataclass
+class BadFiles:
+    """What could not be read so far, and what is done about it: one process's count, part of a run's log."""
+
+    skip: bool = False  # take the next sample instead of raising
+    found: dict[str, str] = field(default_factory=dict)  # id of a sample to the reason
+
+    def read(self, samples: Sequence[Sample], index: int, read: Callable[[Sample], T]) -> tuple[int, T]:
+        """``read`` of a sample, and which one it is in the end.
+
+        Raises what ``read`` raised where nothing is to be skipped, DataError where many in a row are broken.
+        """
+        tries = min(TRIES, len(samples))
+        for step in range(tries):
+            at = (index + step) % len(samples)
+            if samples[at].id in self.found:
+                continue
+            try:
+                return at, read(samples[at])
+            except LegatoError as error:
+                if not self.skip:
+                    raise
+                self.found[samples[at].id] = str(error)
+        first = next(iter(self.found.values()), "there is none")
+        raise DataError(f"{tries} samples in a row cannot be read, the first because {first}")
 
 
 class Pairs(Protocol):
@@ -139,4 +217,5 @@ def open_pairs(
         if splits:
             raise UsageError(f"data {text!r} has no split {splits[0]!r}; leave the split out")
         return SyntheticPairs(int(rest), spec.video, spec.audio.sample_rate, spec.samples, seed)
-    return RecordedPairs(list_samples(text, splits=splits), spec, augment or ClipAugment(), offset_seconds)
+    samples = list_samples(text, splits=splits, skip_bad=True)  # as a broken one is replaced, so a missing one
+    return RecordedPairs(samples, spec, augment or ClipAugment(), offset_seconds)

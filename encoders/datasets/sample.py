@@ -1,72 +1,87 @@
 """What a dataset is to us: a list of samples, each a span of a recording with what is known about it.
 
-A dataset file only lists; reading is `reader.py`'s work. ``grid:PATH`` names a dataset and the folder it lies in;
-without a path the folder is looked for below the one that the environment variable ``LEGATO_DATA`` names.
+A dataset file only lists; what is listed is checked in `corpus.py` and read in `reader.py`. ``grid:PATH`` names a
+dataset and the folder it lies in; without a path the folder is looked for below the one that the environment variable
+``LEGATO_DATA`` names.
 """
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 
 from encoders.errors import DataError, UsageError
-from encoders.settings import pick
 
-__all__ = ["DATASETS", "Sample", "labelled", "list_folder", "list_samples", "read_table", "splits_of"]
+__all__ = ["DATASETS", "Sample", "labelled", "list_folder", "list_samples", "read_table", "shipped", "splits_of"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """A span of a recording."""
+    """A span of a recording, or a picture."""
 
-    path: Path
+    path: Path  # a media file, a picture, a folder of numbered frames, or a binary file that holds raw pictures
     start: float = 0.0  # seconds from the beginning of the recording
     seconds: float | None = None  # None: to its end
     label: str = ""
     speaker: str = ""
     split: str = ""  # train, val, test
-    notes: Mapping[str, str] = field(default_factory=dict)  # the dataset's other columns
+    notes: Mapping[str, str] = field(default_factory=dict)  # the dataset's other columns; labels of several heads
+    labels: tuple[str, ...] = ()  # where there may be several at once; ``label`` is then empty
+    name: str = ""  # the dataset's own id, where it has one
+    frame_rate: float = 0.0  # pictures per second of a folder of frames
+    raw_at: int | None = None  # byte where a raw picture begins in ``path`` (CIFAR)
 
     @property
     def id(self) -> str:
-        """Parent folder and file name: the same wherever the dataset lies."""
-        return f"{self.path.parent.name}/{self.path.stem}"
+        """The dataset's own id, or parent folder and file name: the same wherever the dataset lies."""
+        return self.name or f"{self.path.parent.name}/{self.path.stem}"
 
 
-# Dataset name to the function that lists it, and the folder it is shipped in.
+# Dataset name to the function or `corpus.Reader` that lists it, and the folder it is shipped in.
 DATASETS: dict[str, tuple[str, str]] = {
     "grid": ("encoders.datasets.grid:list_samples", "grid-av"),
     "java_sed": ("encoders.datasets.java_sed:list_samples", "javanese-av-emotion"),
+    "grid_digits": ("encoders.datasets.grid_words:DIGITS", "grid-av"),
+    "grid_commands": ("encoders.datasets.grid_words:COMMANDS", "grid-av"),
     "esc10": ("encoders.datasets.esc10:list_samples", "esc10-audio"),
     "folder": ("encoders.datasets.sample:list_folder", ""),
+    "kinetics400": ("encoders.datasets.kinetics:KINETICS_400", ""),
+    "kinetics600": ("encoders.datasets.kinetics:KINETICS_600", ""),
+    "kinetics700": ("encoders.datasets.kinetics:KINETICS_700", ""),
+    "charades": ("encoders.datasets.charades:CHARADES", ""),
+    "avid": ("encoders.datasets.avid:AVID", ""),
+    "ssv2": ("encoders.datasets.ssv2:SSV2", ""),
+    "epic_kitchens": ("encoders.datasets.epic_kitchens:EPIC_KITCHENS", ""),
+    "moments": ("encoders.datasets.moments:MOMENTS", ""),
+    "audioset": ("encoders.datasets.audioset:AUDIOSET", ""),
+    "audioset_balanced": ("encoders.datasets.audioset:BALANCED", ""),
+    "audioset_500k": ("encoders.datasets.audioset:AUDIOSET_500K", ""),
+    "vggsound": ("encoders.datasets.vggsound:VGGSOUND", ""),
+    "imagenet": ("encoders.datasets.imagenet:IMAGENET", ""),
+    "cifar10": ("encoders.datasets.cifar:CIFAR_10", ""),
+    "cifar100": ("encoders.datasets.cifar:CIFAR_100", ""),
+    "pets": ("encoders.datasets.pets:PETS", ""),
+    "resisc45": ("encoders.datasets.resisc45:RESISC45", ""),
 }
 
 MEDIA = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".ts", ".wav", ".ogg", ".flac", ".mp3", ".m4a")
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def list_samples(text: str, *, splits: Iterable[str] = ()) -> list[Sample]:
+def list_samples(text: str, *, splits: Iterable[str] = (), skip_bad: bool = False) -> list[Sample]:
     """The samples of ``NAME:PATH`` or ``NAME``; of these ``splits`` only, where given.
 
-    Raises UsageError on an unknown name, DataError on a missing folder or an empty list.
+    Raises UsageError on an unknown name, DataError on a missing folder, an empty list or samples that cannot be used;
+    `corpus.open_corpus` says more, and knows the classes.
     """
-    name, _, path = text.partition(":")
-    target, below = pick(DATASETS, name, "dataset")
-    module, _, function = target.partition(":")
-    lister: Callable[[Path], list[Sample]] = getattr(import_module(module), function)
-    folder = Path(path).expanduser() if path else _shipped(name, below)
-    if not folder.is_dir():
-        raise DataError(f"dataset folder {folder} does not exist; give it as {name}:PATH")
-    samples, wanted = lister(folder), set(splits)
-    chosen = [s for s in samples if not wanted or s.split in wanted]
-    if not chosen:
-        known = ", ".join(sorted({s.split or "(none)" for s in samples})) or "nothing at all"
-        raise DataError(f"dataset {text} has no sample of split {', '.join(sorted(wanted)) or 'any'}; it has {known}")
-    return chosen
+    from encoders.datasets.corpus import open_corpus  # late: it is built on this module
+
+    return list(open_corpus(text, splits=splits, skip_bad=skip_bad).samples)
 
 
-def _shipped(name: str, below: str) -> Path:
+def shipped(name: str, below: str) -> Path:
+    """The folder of a dataset given without a path: below the one that LEGATO_DATA names."""
     data = os.environ.get("LEGATO_DATA")
     if not data or not below:
         raise UsageError(f"dataset {name} has no folder; write {name}:PATH, or name the data folder in LEGATO_DATA")
@@ -98,7 +113,7 @@ def labelled(folder: Path) -> list[Sample]:
 def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     """Rows of a CSV file that has at least these columns; raises DataError naming what is missing."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             missing = [c for c in columns if c not in (rows.fieldnames or ())]
             if missing:
