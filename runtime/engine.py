@@ -148,6 +148,7 @@ class Engine:
         self.no_face = None if no_face is None else no_face.detach().float().cpu().numpy()
         self._jobs: deque[tuple[Stream, Clip | None]] = deque()
         configure(self.device, deterministic=deterministic, threads=threads)
+        self._no_variance: Tensor | None = None
         self._together: Any = None  # runtime.together.Together, made when first needed
 
     def refilled(self, fill: Imputer) -> "Engine":
@@ -281,27 +282,31 @@ class Engine:
     def classify(self, window: Window) -> list[Outcome]:
         """One outcome per head."""
         began = self.stopwatch()
-        features, presence, exists = self._tensors(window)
-        seen = [c.state[m] == OBSERVED for c in window.clips for m in self.encoders]
-        if all(seen):  # nothing to fill: the ladder would return its input
-            filled = Filled(features, features.new_zeros(presence.shape), OBSERVED)
+        width, first = self.task.window, self.task.window - len(window.clips)
+        features, presence, exists = self._arrays(window)
+        places = len(window.clips) * len(self.encoders)
+        share = int(np.count_nonzero(presence[0, first:width])) / places
+        if share == 1:  # nothing to fill: the ladder would return its input
+            view = [self._tensor(x[:, :width]) for x in (features, presence, exists)]
+            filled = Filled(view[0], self._certain(width), OBSERVED)
+            seen = (filled.features, view[1], filled.variance, view[2])
         else:
-            filled = self.ladder(features, presence, exists)
-        width = self.task.window
-        view = (filled.features[:, :width], presence[:, :width], filled.variance[:, :width], exists[:, :width])
+            whole = [self._tensor(x) for x in (features, presence, exists)]
+            filled = self.ladder(*whole)
+            seen = (filled.features[:, :width], whole[1][:, :width], filled.variance[:, :width], whole[2][:, :width])
         outcomes = []
         for name, head in self.heads.items():
-            probabilities, abstained = self._calibrated(head(*view), window.status, seen)
+            probabilities, abstained = self._calibrated(head(*seen), window.status, share)
             spent = (self.stopwatch() - began) * 1e3
             outcomes.append(Outcome(name, probabilities, abstained, filled.rung_of(0), spent))
         return outcomes
 
-    def _calibrated(self, logits: Tensor, status: str, seen: Sequence[bool]) -> tuple[list[float], bool]:
+    def _calibrated(self, logits: Tensor, status: str, share: float) -> tuple[list[float], bool]:
         """Probabilities (K,) and whether to abstain; a window with nothing observed never gives an answer."""
-        if not any(seen):
+        if not share:
             return [1 / len(self.task.labels)] * len(self.task.labels), True
-        probabilities, abstained = self.models.calibration[status](logits, sum(seen) / len(seen))
-        return probabilities[0].tolist(), bool(abstained[0])
+        probabilities, abstained = self.models.calibration[status](logits, share)
+        return probabilities[0].tolist(), bool(abstained)
 
     def _feature(self, draft: Draft, modality: str) -> None:
         """The raw feature (D,) of one modality, and the flags that looking at it adds."""
@@ -329,28 +334,39 @@ class Engine:
 
     @torch.inference_mode()
     def _forward(self, modality: str, clip: np.ndarray) -> np.ndarray:
-        batch = torch.from_numpy(np.ascontiguousarray(clip)).unsqueeze(0).to(self.device)  # (1, ...)
-        feature: np.ndarray = self.encoders[modality].encode(batch)[0].float().cpu().numpy()
+        batch = self._tensor(np.ascontiguousarray(clip)[None])  # (1, ...)
+        feature: np.ndarray = self.encoders[modality].encode(batch).float().cpu().numpy()[0]
         return feature
 
-    def _tensors(self, window: Window) -> tuple[Tensor, Tensor, Tensor]:
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor if self.device.type == "cpu" else tensor.to(self.device)
+
+    def _certain(self, positions: int) -> Tensor:
+        """The variance (1, N, M) where nothing was filled; nobody writes there."""
+        if self._no_variance is None or self._no_variance.shape[1] != positions:
+            self._no_variance = torch.zeros(1, positions, len(MODALITIES), device=self.device)
+        return self._no_variance
+
+    def _arrays(self, window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """features (1, N, M, D), presence (1, N, M), exists (1, N); the window's last clip at position W - 1."""
         width, clips = self.task.window, (*window.clips, *window.ahead)
         first = width - len(window.clips)
-        features = np.zeros((width + self.task.ahead, *clips[0].features.shape), np.float32)
-        presence = np.zeros(features.shape[:2], bool)
-        exists = np.zeros(len(features), bool)
-        for place, clip in enumerate(clips, first):
-            features[place], presence[place] = clip.features, clip.presence
-        exists[first : first + len(clips)] = True
-        made = [torch.from_numpy(x).unsqueeze(0).to(self.device) for x in (features, presence, exists)]
-        return made[0], made[1], made[2]
+        last = first + len(clips)
+        features = np.zeros((1, width + self.task.ahead, *clips[0].features.shape), np.float32)
+        presence = np.zeros(features.shape[:3], bool)
+        exists = np.zeros(features.shape[:2], bool)
+        np.concatenate([c.features for c in clips], out=features[0, first:last].reshape(-1, features.shape[3]))
+        np.concatenate([c.presence for c in clips], out=presence[0, first:last].reshape(-1))
+        exists[0, first:last] = True
+        return features, presence, exists
 
     def prediction(self, stream: str, window: Window, outcome: Outcome) -> Prediction:
-        clips, newest = window.clips, window.clips[-1]
-        best = max(range(len(outcome.probabilities)), key=outcome.probabilities.__getitem__)
-        spent = (newest.wait_ms, newest.decode_ms, newest.encode_ms, outcome.fill_ms)
-        total = sum(spent) + newest.queue_ms
+        """What an outcome means, in words and times."""
+        clips, newest, said = window.clips, window.clips[-1], outcome.probabilities
+        confidence = max(said)
+        whole = outcome.rung == OBSERVED  # as nearly always
+        total = newest.wait_ms + newest.decode_ms + newest.encode_ms + outcome.fill_ms + newest.queue_ms
         return Prediction(
             stream=stream,
             epoch=window.epoch,
@@ -358,17 +374,23 @@ class Engine:
             start_seconds=clips[0].start_seconds,
             end_seconds=newest.start_seconds + self._seconds,
             head=outcome.head,
-            label=None if outcome.abstained else self.task.labels[best],
-            probabilities=dict(zip(self.task.labels, outcome.probabilities, strict=True)),
-            confidence=outcome.probabilities[best],
+            label=None if outcome.abstained else self.task.labels[said.index(confidence)],
+            probabilities=dict(zip(self.task.labels, said, strict=True)),
+            confidence=confidence,
             status=window.status,
             revision=window.revision,
             abstained=outcome.abstained,
-            observed_share=observed_share(clips),
-            clips=tuple(c.provenance(outcome.rung) for c in clips),
-            longest_gap_ms=longest_gap(clips) * self._seconds * 1e3,
+            observed_share=dict.fromkeys(newest.state, 1.0) if whole else observed_share(clips),
+            clips=tuple([c.provenance(outcome.rung) for c in clips]),
+            longest_gap_ms=0.0 if whole else longest_gap(clips) * self._seconds * 1e3,
             bundle=self.task.bundle,
-            timings=Timings(wait_ms=spent[0], decode_ms=spent[1], encode_ms=spent[2], fill_ms=spent[3], total_ms=total),
+            timings=Timings(
+                wait_ms=newest.wait_ms,
+                decode_ms=newest.decode_ms,
+                encode_ms=newest.encode_ms,
+                fill_ms=outcome.fill_ms,
+                total_ms=total,
+            ),
         )
 
 

@@ -202,19 +202,24 @@ def ahead(clips: Iterator[Clip], depth: int, stop: threading.Event | None = None
     if depth == 0:
         yield from clips
         return
-    ready: queue.Queue[tuple[Clip | None, BaseException | None]] = queue.Queue(depth)
+    ready: queue.SimpleQueue[tuple[Clip | None, BaseException | None]] = queue.SimpleQueue()
+    free: queue.SimpleQueue[None] = queue.SimpleQueue()  # one entry for each free place; neither queue polls
     stop = stop or threading.Event()
 
     def work() -> None:
         try:
             for clip in clips:
-                if not _put(ready, (clip, None), stop):
+                free.get()
+                if stop.is_set():
                     return
-            _put(ready, (None, None), stop)
+                ready.put((clip, None))
+            ready.put((None, None))
         except BaseException as error:  # handed to the reader, whatever it is
-            _put(ready, (None, error), stop)
+            ready.put((None, error))
 
     thread = threading.Thread(target=work, name="legato-decode", daemon=True)
+    for _ in range(depth):
+        free.put(None)
     thread.start()
     try:
         while True:
@@ -223,20 +228,12 @@ def ahead(clips: Iterator[Clip], depth: int, stop: threading.Event | None = None
                 raise error
             if clip is None:
                 return
+            free.put(None)
             yield clip
     finally:
         stop.set()
+        free.put(None)
         thread.join(timeout=5)
-
-
-def _put(ready: "queue.Queue[Any]", entry: Any, stop: threading.Event) -> bool:
-    while not stop.is_set():
-        try:
-            ready.put(entry, timeout=0.1)
-            return True
-        except queue.Full:
-            continue
-    return False
 
 
 def choose_fill(models: Any, name: str) -> Any:
