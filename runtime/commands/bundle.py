@@ -1,7 +1,9 @@
 """``legato bundle make|show|check``: assemble, describe and verify what is served."""
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +17,7 @@ from runtime.output import as_line
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from runtime.assembly import EncoderChoice, Plan
     from runtime.bundle import Bundle
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make, describe and check bundles.")
@@ -22,17 +25,123 @@ NameArgument = Annotated[str, typer.Argument(help="Name or folder of a bundle.")
 JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
-@app.command()
+@app.command(
+    epilog="For example: legato bundle make --video vivit_tiny_fe --audio conv2d_tiny --labels a,b --out draft"
+)
 def make(
-    recipe: Annotated[Path, typer.Argument(help="JSON: manifest, weights, and perhaps files; paths are beside it.")],
     out: Annotated[Path, typer.Option(help="The bundle's folder; a bundle in it is replaced.")],
+    recipe: Annotated[
+        Path | None, typer.Argument(help="JSON: manifest, weights, and perhaps files; paths are beside it.")
+    ] = None,
+    video: Annotated[str | None, typer.Option(help="Preset of the video encoder, instead of a recipe.")] = None,
+    video_weights: Annotated[Path | None, typer.Option(help="Its weights (safetensors); without, fresh ones.")] = None,
+    audio: Annotated[str | None, typer.Option(help="Preset of the audio encoder.")] = None,
+    audio_weights: Annotated[Path | None, typer.Option(help="Its weights (safetensors); without, fresh ones.")] = None,
+    labels: Annotated[str, typer.Option(help="Names of the classes, a,b,c; else the head's or the features'.")] = "",
+    features: Annotated[
+        Path | None, typer.Option(help="The feature file that imputer and head were trained on.")
+    ] = None,
+    imputer: Annotated[str, typer.Option(help="Folder of a trained imputer, or a rule (lerp, hold, ...).")] = "",
+    head: Annotated[list[Path] | None, typer.Option(help="Folder of a trained head; may be repeated.")] = None,
+    clip_seconds: Annotated[
+        str, typer.Option(help="Length of a clip, such as 0.4 or 2/5; else the video encoder's.")
+    ] = "",
+    window: Annotated[int | None, typer.Option(min=1, help="Clips a head sees; else as trained.")] = None,
+    lookahead: Annotated[int, typer.Option(min=0, help="Clips after the window the imputer was trained with.")] = 0,
+    train_split: Annotated[str, typer.Option(help="Split of the feature file that was learned from.")] = "train",
+    face: Annotated[str, typer.Option(help="Bundle whose face finder is taken, if an encoder wants faces.")] = "talk",
+    name: Annotated[str, typer.Option(help="The bundle's name; else that of its folder.")] = "",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="video.key=value or audio.key=value of a preset; may be repeated.")
+    ] = None,
 ) -> None:
-    """Assemble a bundle from trained weights.
+    """Assemble a bundle from encoders by name, or from a recipe.
 
-    The recipe is one JSON object. "manifest" is all of bundle.json but the checksums. "weights" says for each weight
+    By name: encoders with their weights, and what was trained on their features. Without a head it is a draft, which
+    encodes and answers nothing: use it with legato features, train, and make the bundle again. An encoder that is
+    joint over audio and video is named for both and stored once.
+
+    A recipe is one JSON object. "manifest" is all of bundle.json but the checksums. "weights" says for each weight
     file that the manifest names where its tensors come from: a path, or {"from": path, "prefix": "video."} to take
     the tensors whose names start so, without the start. "files" names texts to lay beside them: {"CARD.md": path}.
     """
+    if recipe is not None:
+        if video or audio:
+            raise UsageError(f"recipe {recipe} and --video or --audio are two ways to make a bundle; choose one")
+        _from_recipe(recipe, out)
+        return
+    from runtime.assembly import Plan
+
+    settings_of = _settings_of(settings or ())
+    plan = Plan(
+        name=name or out.resolve().name,
+        encoders=_encoders({"video": (video, video_weights), "audio": (audio, audio_weights)}, settings_of),
+        labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+        clip_seconds=_seconds(clip_seconds),
+        window=window,
+        lookahead=lookahead,
+        features=features,
+        train_split=train_split,
+        imputer=imputer,
+        heads=tuple(head or ()),
+        face=face,
+    )
+    _from_names(plan, out)
+
+
+def _from_names(plan: "Plan", out: Path) -> None:
+    from runtime.assembly import assemble
+    from runtime.bundle import Bundle
+
+    made = assemble(plan)
+    bundle = Bundle.write(out, made.manifest, made.tensors, check=_try)
+    for note in made.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"bundle {made.manifest.name} in {out}, sha256 {bundle.hash}")
+
+
+def _encoders(
+    named: Mapping[str, tuple[str | None, Path | None]], settings: Mapping[str, Mapping[str, str]]
+) -> "dict[str, EncoderChoice]":
+    from runtime.assembly import EncoderChoice
+
+    for modality, (preset, weights) in named.items():
+        if preset is None and (weights or settings[modality]):
+            what = (
+                f"--{modality}-weights {weights}" if weights else f"--set {modality}.{next(iter(settings[modality]))}"
+            )
+            raise UsageError(f"{what} has no encoder to go to; name its preset with --{modality}")
+    return {
+        modality: EncoderChoice(preset, weights, settings[modality])
+        for modality, (preset, weights) in named.items()
+        if preset is not None
+    }
+
+
+def _settings_of(pairs: Sequence[str]) -> dict[str, dict[str, str]]:
+    """``video.size=80`` by modality."""
+    from encoders.settings import assignments
+
+    out: dict[str, dict[str, str]] = {"video": {}, "audio": {}}
+    for key, value in assignments(pairs).items():
+        modality, _, rest = key.partition(".")
+        if modality not in out or not rest:
+            raise UsageError(f"--set {key}={value} must begin with video. or audio., such as video.{key}={value}")
+        out[modality][rest] = value
+    return out
+
+
+def _seconds(text: str) -> Fraction | None:
+    try:
+        seconds = Fraction(text) if text else None
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"--clip-seconds {text!r} is no length; give seconds such as 0.4 or 2/5") from None
+    if seconds is not None and seconds <= 0:
+        raise UsageError(f"--clip-seconds {text} must be above 0; give seconds such as 0.4 or 2/5")
+    return seconds
+
+
+def _from_recipe(recipe: Path, out: Path) -> None:
     from runtime.bundle import Bundle
     from runtime.manifest import make_manifest
 

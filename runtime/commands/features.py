@@ -141,6 +141,8 @@ def gather(
         split=[fact.split for fact in known],
         notes=notes,
     )
+    if "draft" in pipeline.bundle.manifest.training:  # it has no statistics of its own yet: training fits them
+        return rows
     return replace(rows, standardiser=pipeline.engine.models.standardiser)
 
 
