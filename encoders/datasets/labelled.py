@@ -1,0 +1,202 @@
+"""Labelled recordings as training and tests see them: one changed clip, or the views of a test.
+
+Reading decodes just the span that a clip needs; with ``cache="memory"`` every sample is decoded once, kept as uint8
+at the short side, and cut from there, which makes small data fast.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.clips import ClipSpec, VideoSpec
+from encoders.datasets.augment import Augment, crop_at, to_short_side
+from encoders.datasets.reader import TRIES, is_still, read_sample, seconds_of
+from encoders.datasets.sample import Sample
+from encoders.datasets.views import ClipSampling, Views, starts_of
+from encoders.errors import ConfigError, DataError, LegatoError
+
+__all__ = ["Instances", "LabelledClips", "Look", "train_or_next"]
+
+Clip = NDArray[np.uint8]
+
+
+class Instances(Protocol):
+    """Labelled samples that can be read again and again."""
+
+    samples: Sequence[Sample]
+
+    def train(self, index: int, random: np.random.Generator) -> np.ndarray:
+        """One reading, changed at random; raises LegatoError where the recording is broken."""
+        ...
+
+    def views(self, index: int, views: Views) -> np.ndarray:
+        """The readings of a test, (V, ...)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What the network sees of a recording's pictures."""
+
+    size: int = 224  # pixels, square
+    short_side: int = 256  # pixels of the shorter side before the square is cut
+    pixel_format: str = "rgb24"  # gray, rgb24
+    box: tuple[float, float, float, float] | None = None  # left, top, width, height as shares; None: all of it (ours)
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.short_side < self.size:
+            raise ConfigError(f"short_side {self.short_side} is less than the size {self.size} cut from it; raise it")
+        if self.box is not None:
+            left, top, width, height = self.box
+            inside = left >= 0 <= top and width > 0 < height and left + width <= 1 and top + height <= 1
+            if not inside:
+                raise ConfigError(f"box {self.box} leaves the picture; give left,top,width,height as shares of it")
+
+    def cut(self, clip: Clip) -> Clip:
+        """The part of decoded frames that is looked at."""
+        if self.box is None:
+            return clip
+        height, width = clip.shape[1:3]
+        left, top, wide, high = self.box
+        rows = slice(round(top * height), max(round((top + high) * height), round(top * height) + 1))
+        columns = slice(round(left * width), max(round((left + wide) * width), round(left * width) + 1))
+        return clip[:, rows, columns]
+
+
+# (sample, start within it, seconds, frames, look) -> frames at decoded size
+ReadFrames = Callable[[Sample, float, Fraction, int, Look], Clip]
+
+
+@dataclass
+class LabelledClips:
+    """Recordings with pictures; ``train`` and ``views`` give uint8 ``(T, H, W[, 3])`` and ``(V, T, H, W[, 3])``."""
+
+    samples: Sequence[Sample]
+    sampling: ClipSampling
+    look: Look
+    augment: Augment = field(default_factory=Augment)
+    read_frames: ReadFrames | None = None  # None: encoders.media
+    kept: list[Clip] | None = None  # decoded samples, by index
+
+    def __post_init__(self) -> None:
+        self._lengths: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def train(self, index: int, random: np.random.Generator) -> Clip:
+        """A clip from anywhere in the sample, changed at random."""
+        start = self.sampling.draw(self.length(index), random)
+        frames = self.frames(index, start)
+        return self.augment(frames, self.look.short_side, self.look.size, random)
+
+    def views(self, index: int, views: Views) -> Clip:
+        """The clips of a test, the squares of a clip beside each other."""
+        out = []
+        for start in starts_of(self.length(index), self.sampling, views.clips):
+            frames = to_short_side(self.frames(index, start), self.look.short_side)
+            out += [crop_at(frames, self.look.size, place, views.crops) for place in range(views.crops)]
+        return np.stack(out)
+
+    def frames(self, index: int, start: float) -> Clip:
+        """The frames of a clip from ``start`` seconds of the sample on, before they are squared."""
+        length, sampling = self.length(index), self.sampling
+        steps = sampling.steps(length)
+        whole_seconds = steps / sampling.fps  # on the grid, which every container's clock can count
+        if self.kept is not None:
+            return self.kept[index][sampling.indices(start, length)]
+        read, sample = self.read_frames or read_frames, self.samples[index]
+        if sampling.stride and float(sampling.seconds) > length:
+            return read(sample, 0.0, whole_seconds, steps, self.look)[sampling.indices(start, length)]
+        seconds = sampling.seconds if sampling.stride else whole_seconds
+        return read(sample, start, seconds, sampling.frames, self.look)
+
+    def length(self, index: int) -> float:
+        """Seconds of a sample."""
+        if index not in self._lengths:
+            sample = self.samples[index]
+            seconds = 1 / float(self.sampling.fps) if is_still(sample) else seconds_of(sample)
+            if not seconds > 0:
+                raise DataError(f"{sample.path} has no picture from {sample.start:g} s on; correct the dataset's table")
+            self._lengths[index] = seconds
+        return self._lengths[index]
+
+    def keep(self, limit_gb: float, threads: int = 2, progress: Callable[[int, int], None] | None = None) -> int:
+        """Decode every sample once and keep it in memory; samples that cannot be read leave the list (their number).
+
+        Raises ConfigError after the first sample when all would take more than ``limit_gb``.
+        """
+        kept: list[Clip] = []
+        good: list[Sample] = []
+        why = ""
+        for index, (frames, error) in enumerate(self._decoded(limit_gb, threads)):
+            if frames is None:
+                why = why or error
+            else:
+                kept.append(frames)
+                good.append(self.samples[index])
+            if progress is not None:
+                progress(index + 1, len(self.samples))
+        if not kept:
+            raise DataError(f"none of {len(self.samples)} samples can be read, the first because {why}")
+        lost = len(self.samples) - len(kept)
+        self.samples, self.kept = good, kept
+        self._lengths = {i: len(frames) / float(self.sampling.fps) for i, frames in enumerate(kept)}
+        return lost
+
+    def _decoded(self, limit_gb: float, threads: int) -> Iterator[tuple[Clip | None, str]]:
+        def decode(index: int) -> tuple[Clip | None, str]:
+            try:
+                return self._whole(index), ""
+            except LegatoError as error:
+                return None, str(error)
+
+        first, *rest = range(len(self.samples))
+        one = decode(first)
+        if one[0] is not None:
+            need = one[0].nbytes * len(self.samples) / 2**30
+            if need > limit_gb:
+                raise ConfigError(
+                    f"{len(self.samples)} samples decoded would take about {need:.1f} GiB, the limit is {limit_gb:g}; "
+                    "raise cache_gb or use cache none"
+                )
+        yield one
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(decode, rest)
+
+    def _whole(self, index: int) -> Clip:
+        steps, read = self.sampling.steps(self.length(index)), self.read_frames or read_frames
+        frames = read(self.samples[index], 0.0, steps / self.sampling.fps, steps, self.look)
+        return to_short_side(frames, self.look.short_side)
+
+
+def read_frames(sample: Sample, start: float, seconds: Fraction, frames: int, look: Look) -> Clip:
+    """Frames of a sample as they were decoded, the looked-at part; raises LegatoError where there is no picture."""
+    # The face region keeps the decoded size, which the box and the short side start from.
+    share = 1.0 if look.box is None else min(look.box[2:])
+    side = max(640, round(2.5 * look.short_side / share))
+    spec = VideoSpec(frames=frames, size=look.size, pixel_format=look.pixel_format, region="face", max_side=side)
+    video, _ = read_sample(sample, ClipSpec(seconds=seconds, video=spec), start=start)
+    if video is None:
+        raise DataError(f"{sample.path} has no picture at {sample.start + start:.2f} s; it needs one")
+    return look.cut(video)
+
+
+def train_or_next(instances: Instances, index: int, random: np.random.Generator) -> tuple[int, np.ndarray]:
+    """A training reading and the sample it is of; a broken recording is replaced by the one after it.
+
+    Raises DataError when many in a row are broken.
+    """
+    why, tries = "", min(TRIES, len(instances.samples))
+    for step in range(tries):
+        at = (index + step) % len(instances.samples)
+        try:
+            return at, instances.train(at, random)
+        except LegatoError as error:
+            why = why or str(error)
+    raise DataError(f"{tries} recordings in a row cannot be read, the first because {why}")
