@@ -1,0 +1,66 @@
+"""Single words of GRID, each a span of its sentence: ten digits, or four commands, to be read from the lips.
+
+From the recordings of `grid` that have an alignment. The mouth opens before the sound and closes after it, so a span
+reaches four frames beyond the word on either side. Splits are *within* a speaker (``split_within_speaker``: 70/15/15
+of each): the task is unseen clips of seen people, and its figures are speaker s1's (599, 129 and 122 sentences), the
+only one with enough of them. ``grid_digits:PATH`` is s1; the others' words are in splits of their own, such as
+``s2/train``.
+"""
+
+from pathlib import Path
+
+from encoders.datasets.corpus import About, Reader
+from encoders.datasets.grid import word_times
+from encoders.datasets.sample import Sample, read_table
+from encoders.errors import DataError
+
+__all__ = ["COMMANDS", "DIGITS", "MARGIN", "SPEAKER", "list_words"]
+
+SPEAKER = "s1"
+MARGIN = 4 / 25  # seconds before and after the word
+PLACES = {"command": 0, "digit": 4}  # where in a sentence's six words it stands
+WORDS = {
+    "command": ("bin", "lay", "place", "set"),
+    "digit": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+}
+
+
+def list_words(folder: Path, word: str) -> list[Sample]:
+    """The digit or the command of every aligned sentence; raises DataError where table and alignment disagree."""
+    rows = read_table(folder / "labels.csv", ("file", "speaker", "split_within_speaker", word, "seconds"))
+    times, samples = word_times(folder), []
+    for row in rows:
+        path = folder / row["file"]
+        if path not in times:
+            continue  # s26 and half of s31 were never aligned
+        spoken = [span for span in times[path] if span[2] not in ("sil", "sp")]
+        place = PLACES[word]
+        if len(spoken) != 6 or spoken[place][2] != row[word]:
+            raise DataError(f"{path.name} is aligned as {[w for _, _, w in spoken]}, its label is {row[word]!r}")
+        start = max(0.0, spoken[place][0] - MARGIN)
+        end = min(float(row["seconds"]), spoken[place][1] + MARGIN)
+        split = row["split_within_speaker"]
+        split = split if row["speaker"] == SPEAKER else f"{row['speaker']}/{split}"
+        name = f"{row['speaker']}/{path.stem}"
+        samples.append(Sample(path=path, start=start, seconds=end - start, label=row[word], speaker=row["speaker"],
+                              split=split, name=name))  # fmt: skip
+    return samples
+
+
+def _reader(word: str, title: str) -> Reader:
+    return Reader(
+        about=About(
+            title=f"GRID, {title} (Cooke et al., JASA 2006)",
+            layout="labels.csv, alignments.csv, clips/SPEAKER/SENTENCE.mp4",
+            licence="CC BY 4.0 (Zenodo record 3625687)",
+            splits={"train": 599, "val": 129, "test": 122},
+            classes=len(WORDS[word]),
+            note="words of speaker s1 from the picture; other speakers' words in splits such as s2/train",
+        ),
+        samples=lambda folder: list_words(folder, word),
+        classes=lambda folder, head: WORDS[word],
+    )
+
+
+DIGITS = _reader("digit", "ten spoken digits")
+COMMANDS = _reader("command", "four spoken commands")
