@@ -1,0 +1,351 @@
+"""Fine-tuning a classifier of recordings: one loop, top to bottom, with the recipes of ViViT, MTV and their relatives.
+
+A run's folder holds ``config.json`` (resolved), ``log.jsonl``, the checkpoint, and at the end ``model.safetensors``
+(with the head), ``video.safetensors`` (the encoder, as bundles want it), ``classes.json`` and ``metrics.json`` (the
+validation split).
+
+Shapes: B batch, T frame, H W pixels, K class.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from encoders.classifier import build_classifier, encoder_weights, start_from
+from encoders.datasets.labelled import Instances, train_or_next
+from encoders.datasets.mixup import mixup
+from encoders.ema import EMA
+from encoders.errors import ConfigError
+from encoders.labelled_data import open_split
+from encoders.multi_view import prepared, test
+from encoders.processes import wait_for_all
+from encoders.recipes import FinetuneConfig
+from encoders.settings import to_dict
+from encoders.sgd import SGD
+from encoders.tasks import LabelTask
+from encoders.training import (
+    Interrupted,
+    Logs,
+    Schedule,
+    any_process,
+    average_buffers,
+    average_gradients,
+    check_finite,
+    constant,
+    cosine,
+    epoch_order,
+    linear,
+    load_checkpoint,
+    mean_over_processes,
+    parameter_groups,
+    restore,
+    save_checkpoint,
+    save_weights,
+    seed_everything,
+    snapshot,
+    stop_requests,
+    world,
+    write_json,
+)
+
+__all__ = ["Progress", "finetune", "make_optimizer", "make_schedule", "micro_batches", "train_step"]
+
+Progress = Callable[[int, int, int, float], None]  # (epoch, batches of it done, batches in it, loss)
+
+
+class _Readings(torch.utils.data.Dataset[tuple[int, Tensor]]):
+    """(sample, epoch, place in the epoch) to one reading; the same whoever reads it, and whenever."""
+
+    def __init__(self, instances: Instances, seed: int) -> None:
+        self.instances, self.seed = instances, seed
+
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[int, Tensor]:
+        index, epoch, place = key
+        random = np.random.default_rng([self.seed, epoch, place])
+        index, clip = train_or_next(self.instances, index, random)
+        return index, torch.from_numpy(np.ascontiguousarray(clip))
+
+
+def micro_batches(
+    instances: Instances, *, seed: int, epoch: int, batch: int, accumulate: int, workers: int, skip: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's share of an epoch's batches, from batch ``skip`` on, each in ``accumulate`` parts: (ids, clips).
+
+    An incomplete last batch is left out.
+    """
+    rank, processes = world()
+    share = batch // processes // accumulate
+    order = epoch_order(seed, epoch, len(instances.samples))
+    keys = [
+        [(int(order[p]), epoch, p) for p in range(first, first + share)]
+        for start in range(skip * batch, len(order) - batch + 1, batch)
+        for first in range(start + rank * share * accumulate, start + (rank + 1) * share * accumulate, share)
+    ]
+    loader = torch.utils.data.DataLoader(
+        _Readings(instances, seed),
+        batch_sampler=keys,
+        num_workers=workers,
+        worker_init_fn=_quiet_worker,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or the loader would draw from the global one, and resuming would differ
+    )
+    yield from loader
+
+
+def _quiet_worker(_: int) -> None:
+    """Ctrl-C is the main process's affair; and one thread each is enough to decode."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+@dataclass
+class _Run:
+    """What a checkpoint holds, and where in the run it is."""
+
+    config: FinetuneConfig
+    out: Path
+    task: LabelTask
+    model: Any
+    optimizer: torch.optim.Optimizer
+    ema: EMA | None
+    epoch: int = 0
+    batches: int = 0  # of the epoch, done
+    step: int = 0
+
+    @property
+    def modules(self) -> dict[str, torch.nn.Module]:
+        return {"model": self.model, **({"ema": self.ema} if self.ema is not None else {})}
+
+    @property
+    def best(self) -> Any:
+        """The weights that are judged and kept."""
+        return self.model if self.ema is None else self.ema.model
+
+    def save(self) -> None:
+        """Write the checkpoint; every process must call this, one writes."""
+        average_buffers(self.model)
+        if world()[0] == 0:
+            values = {"epoch": self.epoch, "batches": self.batches, "step": self.step}
+            save_checkpoint(self.out, snapshot(self.modules, self.optimizer, {}, values))
+        wait_for_all()  # or a faster process might read the older one
+
+    def load(self) -> None:
+        """Go on from the checkpoint in the run's folder."""
+        checkpoint = load_checkpoint(self.out)
+        restore(checkpoint, self.modules, self.optimizer, {})
+        self.epoch, self.batches, self.step = (int(checkpoint.values[k]) for k in ("epoch", "batches", "step"))
+
+    def export(self, metrics: dict[str, float]) -> None:
+        """The weights by themselves, as bundles and feature extraction want them, and how good they are."""
+        config = self.config
+        save_weights(self.out / "model.safetensors", self.best.state_dict())
+        encoder = encoder_weights(self.best, config.preset, config.encoder)
+        save_weights(self.out / "video.safetensors", encoder)
+        about = {"split": list(config.validation_splits), "views": config.views}
+        write_json(self.out / "metrics.json", {**about, **metrics})
+
+
+def finetune(
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    init: Path | None = None,
+    device: str = "cpu",
+    tensorboard: bool = False,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Path:
+    """Train and give the folder of the weights. ``init``: weights (safetensors) or the folder of a run to start from.
+
+    On Ctrl-C the state is saved and Interrupted raised; ``resume`` goes on from there, on a CPU to the same bits as
+    a run never interrupted.
+    """
+    run, instances, validation = _set_up(config, out, device, resume, init, say)
+    steps = len(instances.samples) // config.batch
+    total = config.steps or steps * config.epochs
+    schedule = make_schedule(config, steps, total)
+    first = world()[0] == 0
+    if first:
+        write_json(out / "config.json", to_dict(config))
+        write_json(out / "classes.json", to_dict(run.task))
+    with Logs(out, from_step=run.step, tensorboard=tensorboard, on=first) as logs, stop_requests() as stop_requested:
+        while run.step < total:
+            parts: list[tuple[Tensor, Tensor]] = []
+            for part in _epoch(run, instances):
+                parts.append(part)
+                if len(parts) < config.accumulate:
+                    continue
+                lr, started = config.lr * schedule(run.step / total), time.perf_counter()
+                loss, norm = train_step(run, parts, instances, lr, device)
+                run.batches, run.step, parts = run.batches + 1, run.step + 1, []
+                if run.step % config.log_every == 0 or run.batches == steps:
+                    seconds = time.perf_counter() - started
+                    logs.write(run.step, epoch=run.epoch, lr=lr, loss=loss, gradient_norm=norm, seconds=seconds)
+                if progress is not None:
+                    progress(run.epoch, run.batches, steps, loss)
+                if any_process(stop_requested()):
+                    run.save()
+                    raise Interrupted(f"stopped after {run.step} steps; all is saved, go on with --resume")
+                if run.step == total:
+                    break
+            if run.batches == steps:
+                run.epoch, run.batches = run.epoch + 1, 0
+            if validation is not None and run.epoch % config.eval_every == 0 and run.step < total:
+                logs.write(run.step, epoch=run.epoch, **_judged(run, validation, "1x1", device))
+            if run.epoch % config.save_every == 0 or run.step == total:
+                run.save()
+        metrics = {} if validation is None else _judged(run, validation, config.views, device)
+        if metrics:
+            logs.write(run.step, epoch=run.epoch, **metrics)
+    if first:
+        run.export(metrics)
+    wait_for_all()
+    return out
+
+
+def _epoch(run: _Run, instances: Instances) -> Iterator[tuple[Tensor, Tensor]]:
+    config = run.config
+    yield from micro_batches(instances, seed=config.seed, epoch=run.epoch, batch=config.batch, workers=config.workers,
+                             accumulate=config.accumulate, skip=run.batches)  # fmt: skip
+
+
+def train_step(
+    run: _Run, parts: Sequence[tuple[Tensor, Tensor]], instances: Instances, lr: float, device: str
+) -> tuple[float, float]:
+    """One step on this process's share of a batch, in parts of (ids, clips); the loss, and the gradient's norm.
+
+    Raises NotFinite before the weights have seen a bad loss.
+    """
+    config, total = run.config, torch.zeros((), device=device)
+    run.optimizer.zero_grad(set_to_none=True)
+    for place, (ids, clips) in enumerate(parts):
+        # Chance is a function of the step, so that a resumed run draws what an uninterrupted one draws.
+        random = np.random.default_rng([config.seed, run.step, world()[0], place])
+        torch.manual_seed(int(random.integers(2**63)))
+        targets = run.task.targets([instances.samples[i] for i in ids.tolist()]).to(device)
+        x = prepared(run.model, clips.to(device, non_blocking=True))
+        x, targets = mixup(x, targets, config.mixup, random)
+        with torch.autocast(x.device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext():
+            logits = run.model(x)
+        loss = run.task.compute_loss(logits, targets, config.smoothing) / len(parts)
+        total += loss.detach()
+        check_finite(mean_over_processes(loss.detach()), epoch=run.epoch, step=run.step)
+        loss.backward()
+    norm = clip_and_average(run.model, config.clip, config.clip_where)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    run.optimizer.step()
+    if run.ema is not None:
+        run.ema.update(run.model)
+    return float(mean_over_processes(total)), norm
+
+
+def clip_and_average(model: torch.nn.Module, clip: float, where: str) -> float:
+    """Gradients clipped to a global norm, averaged over processes, in the order that ``where`` says; the norm before.
+
+    ``process``: each process clips its own, then they are averaged (ViViT's code, a process being a device);
+    ``mean``: the average is clipped.
+    """
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    limit = clip or float("inf")
+    if where == "mean":
+        average_gradients(parameters)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    if where == "process":
+        average_gradients(parameters)
+    return float(mean_over_processes(norm))
+
+
+def _judged(run: _Run, validation: Instances, views: str, device: str) -> dict[str, float]:
+    from encoders.datasets.views import views_of
+
+    average_buffers(run.model)
+    return test(run.best, run.task, validation, views_of(views), device=device, batch=run.config.eval_batch,
+                bf16=run.config.precision == "bf16")  # fmt: skip
+
+
+# --- before the first step --------------------------------------------------------------------------------------
+
+
+def _set_up(
+    config: FinetuneConfig, out: Path, device: str, resume: bool, init: Path | None, say: Callable[[str], None]
+) -> tuple[_Run, Instances, Instances | None]:
+    """Everything before the first step; contradictions are refused here."""
+    if not resume and (out / "checkpoint.json").exists():
+        raise ConfigError(f"{out} already holds a run; go on with --resume, or choose another --out")
+    seed_everything(config.seed, deterministic=device == "cpu")
+    task, open_train, open_validation = open_split(config)
+    model = build_classifier(config.preset, len(task.classes), config.encoder)
+    started = "fresh"
+    if init is not None and not resume:
+        head = start_from(model, _weights_of(init), config.preset, config.encoder)
+        started = f"{init} with{'' if head else 'out'} its head"
+    instances = open_train(model.spec)
+    check_batch(config.batch, config.accumulate, len(instances.samples))
+    validation = open_validation(model.spec) if open_validation else None
+    parameters = sum(p.numel() for p in model.parameters())
+    count = len(instances.samples)
+    say(
+        f"{config.preset}: {parameters / 1e6:.1f} M parameters ({started}), {count} samples of {len(task.classes)} "
+        f"classes, {config.steps or count // config.batch * config.epochs} steps of {config.batch}"
+    )
+    model = model.to(device).train()
+    run = _Run(config, out, task, model, make_optimizer(config, model), EMA(model, config.ema) if config.ema else None)
+    if resume:
+        run.load()
+    return run, instances, validation
+
+
+def check_batch(batch: int, accumulate: int, samples: int) -> None:
+    """Raises ConfigError unless every process gets equal parts of a batch that the data can fill."""
+    processes = world()[1]
+    if batch % (processes * accumulate):
+        raise ConfigError(
+            f"batch {batch} cannot be shared by {processes} processes in {accumulate} parts each; "
+            f"use a multiple of {processes * accumulate}"
+        )
+    if samples < batch:
+        raise ConfigError(f"batch {batch} is more than the {samples} samples of the training split; use a smaller one")
+
+
+def make_optimizer(config: FinetuneConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """As the config says, over all weights that learn."""
+    groups = parameter_groups([model], config.weight_decay, decay_vectors=config.optimizer == "sgd")
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    dtype = torch.bfloat16 if config.momentum_precision == "bf16" else None
+    return SGD(groups, lr=config.lr, momentum=config.momentum, momentum_dtype=dtype)
+
+
+def make_schedule(config: FinetuneConfig, steps: int, total: int) -> Schedule:
+    """The factor on the learning rate over the share of training done; ``steps`` make an epoch, ``total`` the run."""
+    warmup = (config.warmup_steps or config.warmup * steps) / total
+    if warmup >= 1 and config.schedule != "constant":
+        raise ConfigError(f"the warm-up of {warmup * total:g} steps takes all {total}; shorten it or train longer")
+    if config.schedule == "constant":
+        return constant()
+    return (cosine if config.schedule == "cosine" else linear)(warmup, config.floor)
+
+
+def _weights_of(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from encoders.errors import DataError
+
+    file = path / "model.safetensors" if path.is_dir() else path
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or "it is no whole safetensors file"
+        raise DataError(f"{file} cannot be read ({why}); name weights, or the folder of a finished run") from None

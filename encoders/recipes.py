@@ -1,0 +1,257 @@
+"""The papers' recipes: what a run of `finetune` is made of, and every published column as a preset.
+
+ViViT (Arnab et al., ICCV 2021), MTV (Yan et al., CVPR 2022) and TokenLearner (Ryoo et al., NeurIPS 2021), with the
+values of google-research/scenic where code and appendix differ. A recipe is chosen by the encoder's family and size
+and by the dataset: ``vivit_l_16x2_fe`` on ``ssv2:PATH`` is the column "SSv2". Names on the left of RECIPES can also be
+asked for by themselves. PolyViT's tasks are in `cotrain`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from encoders.datasets.augment import Augment
+from encoders.errors import ConfigError, DataError, LegatoError
+from encoders.registry import config_of
+from encoders.settings import from_dict, override, pick, to_dict
+
+__all__ = ["RECIPES", "FinetuneConfig", "recipe", "recipe_name", "resumed"]
+
+MAY_CHANGE = ("workers", "log_every", "save_every", "eval_every", "eval_batch", "views", "cache", "cache_gb")
+STOCHASTIC_DEPTH = ("stochastic_depth", "drop_path")  # what it is called in the encoders' configs
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """A whole run. Defaults are ViViT-B on Kinetics-400."""
+
+    preset: str  # an encoder of the registry
+    data: str  # kinetics400:PATH, ...
+    recipe: str = ""  # where the values come from
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # of the encoder's config
+    train_splits: tuple[str, ...] = ("train",)
+    validation_splits: tuple[str, ...] = ("val",)  # none: no validation
+    skip_bad: bool = False  # leave samples out whose file or label is missing
+    kind: str = ""  # single, multi, noun_verb; "": as the dataset's labels are
+    loss: str = ""  # softmax, sigmoid; "": softmax but for multi
+    # what the network sees
+    stride: int = 2  # frames at ``fps`` from one to the next; 0: spread over the whole sample (ours)
+    fps: Fraction = Fraction(25)
+    short_side: int = 0  # pixels, before the square is cut; 0: as the encoder's crop_share says
+    box: tuple[float, float, float, float] | None = None  # left, top, width, height that is looked at; None: all
+    augment: Augment = field(default_factory=Augment)
+    cache: Literal["none", "memory"] = "none"  # memory: decode every sample once, for small data
+    cache_gb: float = 4.0
+    # what is learned
+    epochs: int = 30
+    steps: int = 0  # optimizer steps in all, instead of epochs; 0: as many epochs
+    batch: int = 64  # over all processes
+    accumulate: int = 1  # parts of a process's share that go through the network one after another
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    momentum_precision: Literal["fp32", "bf16"] = "fp32"
+    betas: tuple[float, float] = (0.9, 0.999)  # adamw
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup: float = 2.5  # epochs
+    warmup_steps: int = 0  # instead of epochs
+    floor: float = 0.0  # share of lr that the schedule ends at
+    clip: float = 1.0  # global norm of the gradient; 0: none
+    clip_where: Literal["process", "mean"] = "process"  # before or after the mean over processes
+    smoothing: float = 0.0  # of labels
+    mixup: float = 0.0  # alpha
+    stochastic_depth: float | None = None  # of the encoder; None: as its preset says
+    ema: float = 0.0  # decay of the running mean of the weights; 0: none
+    precision: Literal["fp32", "bf16"] = "fp32"  # of activations
+    seed: int = 0
+    # how it runs
+    workers: int = 2  # processes that read data; 0: none but this one
+    views: str = "4x3"  # of the final validation: clips x squares
+    eval_batch: int = 32  # views that go through the network at once
+    log_every: int = 10  # steps
+    eval_every: int = 1  # epochs
+    save_every: int = 1  # epochs
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "accumulate", "eval_batch", "log_every", "eval_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
+        for name in ("steps", "warmup", "warmup_steps", "weight_decay", "clip", "mixup", "short_side", "workers"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} {getattr(self, name)} must not be negative; use 0 for none")
+        if not 0 < self.lr <= 100:
+            raise ConfigError(f"lr {self.lr} must lie in (0, 100]")
+        for name in ("smoothing", "ema", "floor", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} must lie in [0, 1); use 0 for none")
+        if not self.train_splits:
+            raise ConfigError("train_splits is empty; name the splits to learn from, such as train")
+        both = set(self.train_splits) & set(self.validation_splits)
+        if both:
+            raise ConfigError(f"split {sorted(both)[0]} both trains and validates; take it out of one of them")
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """The overrides of the encoder's config, with its stochastic depth."""
+        overrides = dict(self.overrides)
+        if self.stochastic_depth is not None:
+            known = {f.name for f in dataclasses.fields(config_of(self.preset))}
+            name = next((n for n in STOCHASTIC_DEPTH if n in known), None)
+            if name is None and self.stochastic_depth:
+                raise ConfigError(
+                    f"preset {self.preset} has no stochastic depth to set to {self.stochastic_depth}; "
+                    "leave stochastic_depth out"
+                )
+            overrides |= {name: self.stochastic_depth} if name is not None else {}
+        return overrides
+
+
+def _augment(**changes: Any) -> dict[str, Any]:
+    return {f"augment.{name}": value for name, value in changes.items()}
+
+
+_RAND_2_15 = _augment(rand_layers=2, rand_magnitude=15.0)
+_SSV2 = {"stride": 1, **_augment(mirror=0.0)}
+_MTV = {"stochastic_depth": 0.1}
+_IMAGE = {"views": "1x1", "stride": 1, "clip_where": "mean", **_augment(colour=0.0, grayscale=0.0, area=(0.05, 1.0))}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # ViViT, the columns of its training table (google-research/scenic, projects/vivit/configs)
+    "vivit_kinetics400": {},
+    "vivit_kinetics400_fe_b": {"lr": 0.05},
+    "vivit_kinetics600": {"lr": 0.05},
+    "vivit_moments": {"epochs": 10, "lr": 0.25},
+    "vivit_epic_kitchens": {
+        "epochs": 50, "lr": 0.5, "stride": 1, "views": "4x1",
+        "stochastic_depth": 0.2, "smoothing": 0.2, "mixup": 0.1, **_RAND_2_15,
+    },
+    "vivit_ssv2": {
+        **_SSV2, "epochs": 35, "lr": 0.4, "stochastic_depth": 0.3, "smoothing": 0.3, "mixup": 0.3,
+        "overrides": {"size": 256, "crop_share": 256 / 288}, "short_side": 288,
+        **_augment(rand_layers=2, rand_magnitude=20.0),
+    },
+    # MTV (projects/mtv/configs)
+    "mtv_b_kinetics400": {**_MTV},
+    "mtv_b_kinetics600": {**_MTV, "lr": 0.2},
+    "mtv_b_kinetics700": {"stochastic_depth": 0.0},
+    "mtv_l_kinetics": {**_MTV},
+    "mtv_l_moments": {**_MTV, "epochs": 20, "batch": 256, "lr": 0.2, "mixup": 0.2, "stride": 3, "views": "1x3"},
+    "mtv_b_epic_kitchens": {
+        **_MTV, "epochs": 80, "batch": 128, "lr": 0.2, "smoothing": 0.2, "stride": 1, "views": "4x1",
+        "overrides": {"frames": 64}, **_augment(rand_layers=3, rand_magnitude=10.0),
+    },
+    "mtv_b_ssv2": {
+        **_MTV, **_SSV2, "epochs": 60, "batch": 256, "lr": 0.2, "smoothing": 0.2, "mixup": 0.3,
+        "overrides": {"frames": 48}, **_augment(rand_layers=1, rand_magnitude=15.0),
+    },
+    # TokenLearner (projects/token_learner/configs): B/16 from scratch on ImageNet, sigmoids
+    "token_learner_imagenet": {
+        **_IMAGE, "epochs": 90, "batch": 4096, "optimizer": "adamw", "lr": 5e-3, "weight_decay": 0.3,
+        "schedule": "linear", "warmup_steps": 10_000, "floor": 1e-5 / 5e-3, "loss": "sigmoid",
+        "overrides": {"head_bias": -10.0},
+    },
+    # ViT's fine-tuning protocol, which the paper says it follows (Dosovitskiy et al., ICLR 2021, table 4)
+    "token_learner_imagenet_finetune": {
+        **_IMAGE, "steps": 20_000, "batch": 512, "lr": 0.03, "warmup_steps": 500,
+    },
+    "token_learner_kinetics": {},
+    # ours, for single words seen on a face: small data, decoded once
+    "words": {
+        "stride": 1, "epochs": 60, "batch": 32, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05, "warmup": 5.0,
+        "cache": "memory", "workers": 0, "smoothing": 0.1, "views": "3x1", "eval_every": 5, "save_every": 10,
+        **_augment(scale=(0.9, 1.1), colour=0.8, grayscale=0.0, mirror=0.5),
+    },
+}  # fmt: skip
+
+# (family, dataset) to a recipe; the family's longest match counts, "" is any dataset.
+CHOICES: dict[tuple[str, str], str] = {
+    ("vivit", ""): "vivit_kinetics400",
+    ("vivit_b_16x2_fe", "kinetics400"): "vivit_kinetics400_fe_b",
+    ("vivit", "kinetics600"): "vivit_kinetics600",
+    ("vivit", "moments"): "vivit_moments",
+    ("vivit", "epic_kitchens"): "vivit_epic_kitchens",
+    ("vivit", "ssv2"): "vivit_ssv2",
+    ("mtv", ""): "mtv_b_kinetics400",
+    ("mtv", "kinetics600"): "mtv_b_kinetics600",
+    ("mtv", "kinetics700"): "mtv_b_kinetics700",
+    ("mtv", "epic_kitchens"): "mtv_b_epic_kitchens",
+    ("mtv", "ssv2"): "mtv_b_ssv2",
+    ("mtv_l", ""): "mtv_l_kinetics",
+    ("mtv_h", ""): "mtv_l_kinetics",
+    ("mtv_l", "moments"): "mtv_l_moments",
+    ("mtv_h", "moments"): "mtv_l_moments",
+    ("token_learner", ""): "token_learner_kinetics",
+    ("token_learner", "imagenet"): "token_learner_imagenet",
+    ("", ""): "vivit_kinetics400",
+    ("", "grid_digits"): "words",
+    ("", "grid_commands"): "words",
+}
+
+
+def recipe_name(preset: str, data: str) -> str:
+    """The recipe for an encoder on a dataset: the dataset's own where there is one, else the family's."""
+    dataset = data.partition(":")[0]
+    for wanted in (dataset, ""):
+        families = [f for f, d in CHOICES if d == wanted and (preset == f or preset.startswith(f"{f}_") or not f)]
+        if families:
+            return CHOICES[max(families, key=len), wanted]
+    raise AssertionError("any dataset has a recipe")
+
+
+def recipe(preset: str, data: str, *, name: str = "", **changes: Any) -> FinetuneConfig:
+    """The run that a preset on a dataset stands for, with changes (dotted keys reach inside).
+
+    ``name`` asks for one of RECIPES. Keys that begin with ``model.`` change the encoder. Raises UsageError on unknown
+    names.
+    """
+    name = name or recipe_name(preset, data)
+    values = pick(RECIPES, name, "recipe")
+    start = FinetuneConfig(preset=preset, data=data, recipe=name)
+    # What a recipe says of the encoder goes only to encoders that have it (head_bias, crop_share).
+    known = {f.name for f in dataclasses.fields(config_of(preset))}
+    own = {k: v for k, v in dict(values.get("overrides", {})).items() if k in known}
+    inner, outer = _split(changes)
+    if values.get("stochastic_depth") and not known & set(STOCHASTIC_DEPTH):
+        values = {k: v for k, v in values.items() if k != "stochastic_depth"}
+    config: FinetuneConfig = override(start, {**values, "overrides": own, **outer})
+    config = dataclasses.replace(config, overrides={**config.overrides, **inner})
+    config_of(preset, **config.encoder)  # contradictions of the encoder are found here
+    return config
+
+
+def _split(changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is about the encoder (``model.depth=2``), and the rest."""
+    inner = {k.removeprefix("model."): _read(v) for k, v in changes.items() if k.startswith("model.")}
+    return inner, {k: v for k, v in changes.items() if not k.startswith("model.")}
+
+
+def _read(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def resumed(out: Path, **changes: Any) -> FinetuneConfig:
+    """The config of the run in ``out`` with ``changes``; ConfigError where a change would make it another run."""
+    try:
+        before = from_dict(FinetuneConfig, json.loads((out / "config.json").read_text()))
+    except (OSError, ValueError) as error:
+        if isinstance(error, LegatoError):
+            raise
+        why = error.strerror if isinstance(error, OSError) else "config.json is damaged"
+        raise DataError(f"{out} holds no run to resume ({why}); leave out --resume to start anew") from None
+    inner, outer = _split(changes)
+    after: FinetuneConfig = override(before, outer)
+    after = dataclasses.replace(after, overrides={**after.overrides, **inner})
+    for key, value in to_dict(after).items():
+        if key not in MAY_CHANGE and value != to_dict(before)[key]:
+            raise ConfigError(f"{key} of the run in {out} is fixed; leave it, or start anew in another --out")
+    return after
