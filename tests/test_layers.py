@@ -335,6 +335,6 @@ def test_a_table_of_another_size_is_refused():
     with pytest.raises(DataError) as error:
         resize_grid(torch.zeros(1, 7, 2), (2, 2), (3, 3))
     assert str(error.value) == (
-        "a table of 7 positions is not one of 2x2 places, with or without a class position; "
+        "a table of 7 positions is not one of 1x2x2 places (steps, rows, columns), with or without a class position; "
         "name the size it was made for"
     )
