@@ -5,7 +5,8 @@
     python -m bench.talk --runs runs/talk --no-train      tabulate what is there
 
 Folds leave two speakers out; the first is the bundle that ships. Java-SED is judged zero-shot by the shipped weights,
-and leave-actors-out by research runs that trained on it. Nothing is fitted on a test speaker.
+and leave-actors-out by research runs: these take the shipped encoders, which never saw it, and train imputer and heads
+on the other actors as well (``--research-encoders`` trains the encoders anew too). Nothing is fitted on a test speaker.
 """
 
 import argparse
@@ -110,14 +111,16 @@ def folds(args: argparse.Namespace, say: Callable[[str, int, int], None]) -> lis
 
     data, out = Path(os.environ["LEGATO_DATA"]), []
     plans = {name: folded(Recipe(), test) for name, test in FOLDS.items()}
-    if args.research:
+    if args.research or args.research_encoders:
         plans |= {"java " + "+".join(a[-2:] for a in pair): folded(Recipe(), pair) for pair in JAVA_PAIRS}
     for name, recipe in plans.items():
         if args.fold_steps and name != "ship":
             recipe = replace(recipe, encoders=replace(recipe.encoders, steps=args.fold_steps))
         for seed in range(args.seeds if name == "ship" else 1):
             one = replace(recipe, fill=replace(recipe.fill, seed=seed))
-            out.append((name, Making(one, data, args.runs / name.replace(" ", "_"), say, args.runs / "cache")))
+            frozen = args.runs / "ship" if name.startswith("java") and not args.research_encoders else None
+            folder = args.runs / name.replace(" ", "_")
+            out.append((name, Making(one, data, folder, say, args.runs / "cache", frozen)))
     return out
 
 
@@ -128,7 +131,8 @@ def main() -> None:
     parser.add_argument("--fold-steps", type=int, default=0, help="encoder steps of the folds that do not ship")
     parser.add_argument("--only", default="", help="folds, comma-separated; default: all")
     parser.add_argument("--zero-shot", action="store_true", help="the shipped weights on Java-SED too")
-    parser.add_argument("--research", action="store_true", help="the folds that train on Java-SED too")
+    parser.add_argument("--research", action="store_true", help="the folds whose heads train on Java-SED too")
+    parser.add_argument("--research-encoders", action="store_true", help="the same, and their encoders as well")
     parser.add_argument("--no-train", action="store_true", help="only tabulate what is there")
     parser.add_argument("--plan", action="store_true", help="say what is missing and stop")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))

@@ -104,6 +104,24 @@ def test_a_second_run_trains_nothing(making: Callable[[Recipe], Making]) -> None
 
 
 @pytest.mark.slow
+def test_frozen_encoders_are_taken_and_not_trained(making: Callable[[Recipe], Making], tmp_path: Path) -> None:
+    first = making(TINY)
+    taken, face = first.net().state_dict(), first.face().state_dict()
+    run = Making(TINY, first.data, tmp_path / "fitted", lambda *_: None, first.cache, frozen=first.out)
+    assert all((run.net().state_dict()[name] == value).all() for name, value in taken.items())
+    assert all((run.face().state_dict()[name] == value).all() for name, value in face.items())
+    run.prepare()
+    assert json.loads((run.out / "recipe.json").read_text())["encoders_from"] == first.out.name
+    assert not list(run.out.glob("*.safetensors"))
+
+
+def test_a_run_without_nets_has_none_to_take(making: Callable[[Recipe], Making], tmp_path: Path) -> None:
+    run = Making(TINY, making(TINY).data, tmp_path / "fitted", lambda *_: None, frozen=tmp_path / "empty")
+    with pytest.raises(LegatoError, match="has no net.safetensors to take; train it first"):
+        run.net()
+
+
+@pytest.mark.slow
 def test_another_seed_of_heads_reuses_the_encoders(making: Callable[[Recipe], Making]) -> None:
     other = making(replace(TINY, fill=replace(TINY.fill, seed=1)))
     encoders = other.out / "net.safetensors"

@@ -28,6 +28,7 @@ from imputation.calibrate import Calibration
 from imputation.features import FeatureSet
 from imputation.stored import load_head, load_imputer
 from runtime.bundle import SHIPPED, Bundle
+from runtime.errors import UsageError
 from runtime.talk import demo, faces, fill, judge, prepare
 from runtime.talk.assemble import Parts, assemble
 from runtime.talk.corpus import Corpus
@@ -43,11 +44,17 @@ HEADS = ("tuned", "plain", "drops")
 
 
 class Making:
-    """A run of the recipe in a folder."""
+    """A run of the recipe in a folder.
 
-    def __init__(self, recipe: Recipe, data: Path, out: Path, say: Say, cache: Path | None = None):
+    ``frozen`` is the folder of another run whose encoders and face net are taken as they are: only the imputer and
+    the heads are trained, which is how a bundle is fitted to another corpus.
+    """
+
+    def __init__(
+        self, recipe: Recipe, data: Path, out: Path, say: Say, cache: Path | None = None, frozen: Path | None = None
+    ):
         self.recipe, self.data, self.out, self.say = recipe, data, out, say
-        self.cache = cache or out / "cache"
+        self.cache, self.frozen = cache or out / "cache", frozen
 
     def prepare(self) -> None:
         for corpus in self.recipe.corpora:
@@ -58,7 +65,15 @@ class Making:
     def _begin(self) -> None:
         """Make the run's folder; not before its data was found, so that a wrong path leaves nothing behind."""
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=2))
+        taken = {"encoders_from": self.frozen.name} if self.frozen else {}
+        (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe) | taken, indent=2))
+
+    def _nets(self, name: str) -> Path:
+        """Where a net of the first stage lies, or will."""
+        path = (self.frozen or self.out) / name
+        if self.frozen and not path.exists():
+            raise UsageError(f"the run {self.frozen} has no {name} to take; train it first")
+        return path
 
     def corpus(self) -> Corpus:
         return prepare.load(self.cache, self.recipe.corpora)
@@ -66,7 +81,7 @@ class Making:
     def face(self) -> face_box.FaceBox:
         """The face net, trained on the training speakers' frames."""
         seed_everything(self.recipe.seed)
-        net, path = face_box.build("face_box"), self.out / "face.safetensors"
+        net, path = face_box.build("face_box"), self._nets("face.safetensors")
         if not path.exists():
             self._begin()
             shown = [
@@ -84,7 +99,7 @@ class Making:
     def net(self) -> TalkNet:
         """Both encoders and the head they were trained with."""
         seed_everything(self.recipe.seed)
-        net, path = new_net(), self.out / "net.safetensors"
+        net, path = new_net(), self._nets("net.safetensors")
         if not path.exists():
             self._begin()
             corpus = self.corpus()
