@@ -117,7 +117,7 @@ def test_frozen_encoders_are_taken_and_not_trained(making: Callable[[Recipe], Ma
 
 def test_a_run_without_nets_has_none_to_take(making: Callable[[Recipe], Making], tmp_path: Path) -> None:
     run = Making(TINY, making(TINY).data, tmp_path / "fitted", lambda *_: None, frozen=tmp_path / "empty")
-    with pytest.raises(LegatoError, match="has no net.safetensors to take; train it first"):
+    with pytest.raises(LegatoError, match=r"has no net\.safetensors to take; train it first"):
         run.net()
 
 
