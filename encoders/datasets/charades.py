@@ -28,7 +28,7 @@ def list_samples(folder: Path) -> list[Sample]:
     for split, name in TABLES.items():
         table = needed(folder, name, f"Charades/{name}")
         for line, row in enumerate(read_table(table, ("id", "subject", "actions", "length")), 2):
-            spans = _spans(row["actions"] or "", table, line)
+            spans = _spans(row["actions"], table, line)
             samples.append(
                 Sample(
                     path=files.get(row["id"]) or clips / f"{row['id']}.mp4",
@@ -36,7 +36,7 @@ def list_samples(folder: Path) -> list[Sample]:
                     speaker=row["subject"],
                     split=split,
                     name=row["id"],
-                    notes={"actions": row["actions"] or "", "length": row["length"]},
+                    notes={"actions": row["actions"], "length": row["length"]},
                 )
             )
     return samples

@@ -21,7 +21,11 @@ __all__ = ["CIFAR_10", "CIFAR_100", "PIXELS", "list_10", "list_100"]
 PIXELS = 3 * 32 * 32  # bytes of a picture
 BATCHES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 WHOLE = {"train": ["train.bin"], "test": ["test.bin"]}
-PICKLES = ("data_batch_1", "cifar-10-batches-py", "train", "cifar-100-python")
+# what the Python version of a set looks like, by the binary archive that is to be taken instead
+PICKLES = {
+    "cifar-10-binary.tar.gz": ("data_batch_1", "cifar-10-batches-py"),
+    "cifar-100-binary.tar.gz": ("train", "cifar-100-python"),
+}
 
 
 def list_10(folder: Path) -> list[Sample]:
@@ -59,7 +63,7 @@ def _home(folder: Path, below: str, file: str, archive: str) -> Path:
     found = find(folder, f"{below}/{file}", file)
     if found is not None:
         return found.parent
-    if find(folder, *PICKLES) is not None:
+    if find(folder, *PICKLES[archive]) is not None:
         raise DataError(f"{folder} holds the Python version, a pickle, which is not opened; unpack {archive} instead")
     raise DataError(f"{folder} holds no {below}; unpack {archive} there")
 

@@ -59,7 +59,7 @@ def _solution(folder: Path) -> dict[str, str]:
     if path is None:
         return {}
     rows = read_table(path, ("ImageId", "PredictionString"))
-    found = {row["ImageId"]: (row["PredictionString"] or "").split() for row in rows}
+    found = {row["ImageId"]: row["PredictionString"].split() for row in rows}
     empty = next((name for name, fields in found.items() if not fields), None)
     if empty is not None:
         raise DataError(f"{path}: {empty} has no class; download it again")

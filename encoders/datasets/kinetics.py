@@ -49,7 +49,7 @@ def _table(folder: Path, split: str) -> Path | None:
 def _listed(table: Path, split: str, clips: Path, replaced: Files) -> Iterator[Sample]:
     files = Files([clips], VIDEOS)
     for line, row in enumerate(read_table(table, ("youtube_id", "time_start", "time_end")), 2):
-        start, end = (int(number(row[key] or "", table, line, key)) for key in ("time_start", "time_end"))
+        start, end = (int(number(row[key], table, line, key)) for key in ("time_start", "time_end"))
         name = f"{row['youtube_id']}_{start:06d}_{end:06d}"
         label = row.get("label") or ""
         there = replaced.get(name) or files.get(name)

@@ -111,17 +111,23 @@ def labelled(folder: Path) -> list[Sample]:
 
 
 def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file that has at least these columns; raises DataError naming what is missing."""
+    """Rows of a CSV file that has at least these columns, each row all of them; raises DataError naming what lacks."""
+    columns, found = tuple(columns), []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             missing = [c for c in columns if c not in (rows.fieldnames or ())]
             if missing:
                 raise DataError(f"{path} has no column {', '.join(missing)}; is it the dataset's own table?")
-            return list(rows)
+            for row in rows:
+                if None in map(row.get, columns):
+                    raise DataError(f"{path} line {rows.line_num} is cut short; download it again")
+                found.append(row)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        why = getattr(error, "strerror", None) or "it is no table"
+        why = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "it is no table"
+        why = getattr(error, "strerror", None) or why
         raise DataError(f"{path} cannot be read ({why}); give the folder that holds the dataset") from None
+    return found
 
 
 def splits_of(text: str) -> tuple[str, ...]:
