@@ -18,6 +18,7 @@ _R2PLUS1D = "encoders.video.r2plus1d:R2Plus1D"
 _CONV2D = "encoders.audio.conv2d:Conv2D"
 _VIVIT = "encoders.video.vivit:ViViT"
 _TOKEN_LEARNER = "encoders.video.token_learner:TokenLearner"
+_POLYVIT = "encoders.audiovisual.polyvit:PolyViT"
 _MTV = "encoders.video.mtv:MTV"
 _MTV_ENSEMBLE = "encoders.video.mtv:Ensemble"
 
@@ -100,6 +101,11 @@ ENCODERS: dict[str, str] = {
     "token_learner_tiny_v1": _TOKEN_LEARNER,
     "token_learner_tiny_fuser": _TOKEN_LEARNER,
     "token_learner_tiny_full": _TOKEN_LEARNER,
+    "polyvit_base": _POLYVIT,
+    "polyvit_base_adapt6": _POLYVIT,
+    "polyvit_large": _POLYVIT,
+    "polyvit_tiny": _POLYVIT,
+    "polyvit_tiny_adapt2": _POLYVIT,
 }
 
 

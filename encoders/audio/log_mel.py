@@ -83,4 +83,9 @@ def _constants(front: LogMel) -> tuple[Tensor, Tensor]:
     return torch.hann_window(front.window), torch.from_numpy(filters * np.float32(gain))
 
 
-FRONTS: dict[str, Front] = {"avid_spectrogram": AvidSpectrogram(), "log_mel_talk": LogMel()}
+FRONTS: dict[str, Front] = {
+    "avid_spectrogram": AvidSpectrogram(),
+    "log_mel_talk": LogMel(),
+    # As tall as in AST, MBT and PolyViT; the transform is long enough that no triangle falls between its bins.
+    "log_mel_128": LogMel(bins=128, n_fft=1024),
+}
