@@ -20,12 +20,12 @@ def spec_of(encoder: Any, modality: str) -> Any:
     """The clip that an encoder asks for in one modality; raises ConfigError where it has no such modality."""
     if modality not in encoder.modalities:
         raise ConfigError(f"an encoder of {', '.join(encoder.modalities)} has no {modality}; name another preset")
-    return encoder.specs[modality] if len(encoder.modalities) > 1 else encoder.spec
+    return encoder.specs[modality] if hasattr(encoder, "specs") else encoder.spec
 
 
 def adapted(encoder: Any, modality: str, dim: int) -> Any:
     """An encoder as it stands for ``modality`` with features ``dim`` wide; itself where it does so already."""
-    if len(encoder.modalities) == 1 and encoder.dim == dim:
+    if not hasattr(encoder, "specs") and encoder.dim == dim:
         return encoder
     return Adapted(encoder, modality, dim)
 
@@ -53,7 +53,7 @@ class Adapted(nn.Module):
 
     def encode(self, clips: Tensor) -> Tensor:
         """Clips as ``spec`` says, to (B, dim)."""
-        joint = len(self.encoder.modalities) > 1
+        joint = hasattr(self.encoder, "specs")
         features = self.encoder.encode(clips, self.modality) if joint else self.encoder.encode(clips)
         return self._widened(features)
 

@@ -5,6 +5,7 @@ already encodes, so that ``legato features`` can make the file that imputer and 
 what came out, it is the bundle.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from encoders import registry
+from encoders.adapters import spec_of
 from encoders.errors import DataError
 from encoders.heads import HEADS, build_head
 from encoders.settings import override, to_dict
@@ -111,7 +113,9 @@ class _Assembly:
         if self.plan.clip_seconds is not None:
             return self.plan.clip_seconds
         choice = next(self.plan.encoders[m] for m in ("video", "audio") if m in self.plan.encoders)
-        return Fraction(registry.config_of(choice.preset, **self._overrides(choice)).clip_seconds)
+        with torch.device("meta"):
+            encoder: Any = registry.build(choice.preset, **_overrides(choice, None))
+        return Fraction(encoder.clip_seconds)
 
     def _encoders(self, seconds: Fraction) -> dict[str, tuple[dict[str, Any], int]]:
         """By modality: the manifest's entry, and the width of a feature. One choice for both is one file."""
@@ -123,9 +127,7 @@ class _Assembly:
             if file in self.tensors:
                 made[modality] = next(iter(made.values()))
                 continue
-            overrides = self._overrides(choice)
-            if Fraction(registry.config_of(choice.preset, **overrides).clip_seconds) != seconds:
-                overrides["clip_seconds"] = str(seconds)
+            overrides = _overrides(choice, seconds)
             encoder: Any = registry.build(choice.preset, **overrides)
             if modality not in encoder.modalities or (joint and len(encoder.modalities) < 2):
                 raise UsageError(
@@ -134,15 +136,6 @@ class _Assembly:
             self.tensors[file] = self._weights(choice, encoder, modality)
             made[modality] = {"preset": choice.preset, "overrides": overrides, "weights": file}, int(encoder.dim)
         return made
-
-    def _overrides(self, choice: EncoderChoice) -> dict[str, Any]:
-        """What differs from the preset: what the weights were made with, then what was set; never a head."""
-        preset = registry.config_of(choice.preset)
-        config = override(preset, {**_made_with(choice), **choice.settings})
-        if getattr(config, "classes", 0):
-            config = override(config, {"classes": 0})
-        plain, own = to_dict(preset), to_dict(config)
-        return {name: value for name, value in own.items() if value != plain[name]}
 
     def _weights(self, choice: EncoderChoice, encoder: nn.Module, modality: str) -> dict[str, Tensor]:
         own = encoder.state_dict()
@@ -154,8 +147,12 @@ class _Assembly:
 
     def _face(self, encoders: Mapping[str, tuple[dict[str, Any], int]]) -> dict[str, Any]:
         """The face finder of another bundle, where the video encoder wants to see one."""
-        part = encoders["video"][0] if "video" in encoders else None
-        if part is None or getattr(registry.config_of(part["preset"], **part["overrides"]), "region", "") != "face":
+        if "video" not in encoders:
+            return {}
+        part = encoders["video"][0]
+        with torch.device("meta"):
+            spec = spec_of(registry.build(part["preset"], **part["overrides"]), "video")
+        if spec.region != "face":
             return {}
         source = Bundle.load(self.plan.face)
         if source.manifest.face is None:
@@ -225,6 +222,26 @@ class _Assembly:
         if len(labels) < 2:
             raise UsageError(f"labels {list(labels)} are fewer than two; give --labels a,b, or --head or --features")
         return labels
+
+
+def _overrides(choice: EncoderChoice, seconds: Fraction | None) -> dict[str, Any]:
+    """What differs from the preset: what the weights were made with, what was set, clips of ``seconds``; no head."""
+    preset = registry.config_of(choice.preset)
+    config = override(preset, {**_made_with(choice), **choice.settings})
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    changes: dict[str, Any] = {name: type(fields[name])() for name in ("classes", "tasks") if fields.get(name)}
+    if seconds is not None:
+        changes |= {key: seconds for key, value in _clips_of(fields) if value != seconds}
+    plain, own = to_dict(preset), to_dict(override(config, changes))
+    return {name: value for name, value in own.items() if value != plain[name]}
+
+
+def _clips_of(fields: Mapping[str, Any]) -> list[tuple[str, Fraction]]:
+    """Where a config says how long a clip is: itself, or for each of its modalities."""
+    if "clip_seconds" in fields:
+        return [("clip_seconds", fields["clip_seconds"])]
+    parts = {name: getattr(value, "clip_seconds", None) for name, value in fields.items()}
+    return [(f"{name}.clip_seconds", value) for name, value in parts.items() if value is not None]
 
 
 def _made_with(choice: EncoderChoice) -> dict[str, Any]:
