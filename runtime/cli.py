@@ -33,6 +33,7 @@ COMMANDS = {
     "serve": ("serve", "Serve bundles over gRPC."),
     "send": ("send", "Send a file, webcam or recording to a server."),
     "token": ("token", "Make tokens for a server."),
+    "datasets": ("datasets", "List the datasets that can be read, or what is found of one."),
     "features": ("features", "Write the frozen encoders' features of recordings to a file."),
     "train": ("train", "Train encoders, imputers and heads."),
     "eval": ("evaluate", "Measure accuracy and error by loss rate."),

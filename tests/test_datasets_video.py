@@ -84,7 +84,7 @@ def test_videos_that_are_gone_are_counted_and_left_out_on_demand(tree):
     assert len(list_samples(f"kinetics400:{tree}", splits=["val"])) == 1  # another split is not held up
     corpus = open_corpus(f"kinetics400:{tree}", skip_bad=True)
     assert len(corpus.samples) == 2
-    assert [reason.rsplit("/", 1)[1] for reason in corpus.bad] == ["abcdefghijk_000005_000015.mp4 is missing"]
+    assert [bad.reason.rsplit("/", 1)[1] for bad in corpus.bad] == ["abcdefghijk_000005_000015.mp4 is missing"]
     assert corpus.classes() == classes_of(f"kinetics400:{tree}") == ("playing trumpet", "tai chi")
 
 

@@ -13,16 +13,28 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 from encoders.datasets.sample import DATASETS, Sample, shipped
 from encoders.errors import DataError, UsageError
 from encoders.settings import pick
 
-__all__ = ["About", "Corpus", "Reader", "classes_of", "open_corpus", "reader_of", "shuffled"]
+__all__ = [
+    "About",
+    "Bad",
+    "Corpus",
+    "Reader",
+    "classes_of",
+    "labels_of",
+    "open_corpus",
+    "reader_of",
+    "shuffled",
+    "survey",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +64,13 @@ class Reader:
         return self.samples(folder)
 
 
+class Bad(NamedTuple):
+    """A sample that cannot be used, and why."""
+
+    sample: Sample
+    reason: str
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Samples of the chosen splits, in the dataset's order."""
@@ -59,7 +78,7 @@ class Corpus:
     name: str
     folder: Path
     samples: Sequence[Sample]
-    bad: Sequence[str]  # what was left out, and why
+    bad: Sequence[Bad]  # what was left out
     reader: Reader | None  # None for folders that have a labels.csv or nothing
     labels: Sequence[str] = field(repr=False)  # of all splits, alphabetical
 
@@ -111,6 +130,17 @@ def open_corpus(text: str, *, splits: Iterable[str] = (), skip_bad: bool = False
     Raises UsageError on an unknown name or split, DataError on a folder that is not this dataset, and on missing
     files, ids that occur twice and unknown labels; with ``skip_bad`` the last three are left out and counted.
     """
+    everything = survey(text, splits=splits)
+    samples, bad = everything.samples, everything.bad
+    if bad and (not skip_bad or len(bad) == len(samples)):
+        nothing = "" if len(bad) < len(samples) or not skip_bad else f"dataset {text} has nothing left to read: "
+        raise DataError(nothing + _sentence(text, bad, len(samples)))
+    left_out = {id(sample) for sample, _ in bad}
+    return replace(everything, samples=[sample for sample in samples if id(sample) not in left_out])
+
+
+def survey(text: str, *, splits: Iterable[str] = ()) -> Corpus:
+    """As ``open_corpus``, but bad samples are named in ``bad`` and stay among ``samples``, however many there are."""
     name, _, path = text.partition(":")
     reader = reader_of(name)
     folder = Path(path).expanduser() if path else shipped(name, DATASETS[name][1])
@@ -121,13 +151,7 @@ def open_corpus(text: str, *, splits: Iterable[str] = (), skip_bad: bool = False
     known = reader if isinstance(reader, Reader) else None
     labels = sorted({label for sample in listed for label in labels_of(sample)})
     corpus = Corpus(name, folder, chosen, (), known, labels)
-    bad = _bad(corpus)
-    if bad and not skip_bad:
-        raise DataError(_sentence(text, list(bad.values()), len(chosen)))
-    kept = [sample for place, sample in enumerate(chosen) if place not in bad]
-    if not kept:
-        raise DataError(f"dataset {text} has nothing left to read: {_sentence(text, list(bad.values()), len(chosen))}")
-    return Corpus(name, folder, kept, tuple(bad.values()), known, labels)
+    return replace(corpus, bad=_bad(corpus))
 
 
 def reader_of(name: str) -> Reader | Callable[[Path], list[Sample]]:
@@ -142,18 +166,18 @@ def classes_of(text: str, head: str = "") -> tuple[str, ...]:
     return open_corpus(text, skip_bad=True).classes(head)
 
 
-def _bad(corpus: Corpus) -> dict[int, str]:
-    """Place of a sample that cannot be used, to the reason."""
-    bad: dict[int, str] = {}
+def _bad(corpus: Corpus) -> list[Bad]:
+    """The samples that cannot be used, in their order."""
+    bad: list[Bad] = []
     absent = _Absent()
     seen: dict[str, str] = {}  # id to the split that had it first
-    for place, sample in enumerate(corpus.samples):
+    for sample in corpus.samples:
         if corpus.reader is not None and sample.id in seen:
-            bad[place] = f"{sample.id} is listed twice (in {seen[sample.id]} and {sample.split})"
+            bad.append(Bad(sample, f"{sample.id} is listed twice (in {seen[sample.id]} and {sample.split})"))
         elif corpus.reader is not None and (label := _unknown(corpus, sample)):
-            bad[place] = f"the class list does not have {label!r}, the label of {sample.id}"
+            bad.append(Bad(sample, f"the class list does not have {label!r}, the label of {sample.id}"))
         elif absent(sample.path):
-            bad[place] = f"{sample.path} is missing"
+            bad.append(Bad(sample, f"{sample.path} is missing"))
         seen.setdefault(sample.id, sample.split)
     return bad
 
@@ -183,9 +207,9 @@ class _Absent:
         return name not in self._names[folder]
 
 
-def _sentence(text: str, bad: Sequence[str], total: int) -> str:
+def _sentence(text: str, bad: Sequence[Bad], total: int) -> str:
     way_out = "mend them, or leave them out with --skip-bad"
-    return f"{len(bad)} of {total} samples of {text} cannot be used, the first because {bad[0]}; {way_out}"
+    return f"{len(bad)} of {total} samples of {text} cannot be used, the first because {bad[0].reason}; {way_out}"
 
 
 # --- splits ---

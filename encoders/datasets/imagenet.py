@@ -92,7 +92,7 @@ def _numbers(devkit: Path) -> dict[int, str]:
         try:
             records = read_structs(devkit / "meta.mat", "synsets")
             return {int(record["ILSVRC2012_ID"][0]): record["WNID"] for record in records}
-        except (KeyError, IndexError, TypeError):
+        except (LookupError, TypeError, ValueError, OverflowError):
             raise DataError(f"{devkit / 'meta.mat'} lists no synsets; take the devkit of 2012") from None
     raise DataError(f"{devkit} holds {GROUND_TRUTH} without meta.mat or map_clsloc.txt; add the devkit's other files")
 

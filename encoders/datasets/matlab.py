@@ -39,7 +39,7 @@ def read_structs(path: Path, name: str) -> list[Record]:
             found, value = _matrix(body, 0) if kind == MATRIX else ("", None)
             if found == name and isinstance(value, list):
                 return value
-    except (struct.error, zlib.error, ValueError, KeyError, IndexError, UnicodeDecodeError, StopIteration):
+    except (struct.error, zlib.error, ValueError, TypeError, OverflowError, LookupError, StopIteration):
         raise DataError(f"{path} is damaged; download it again") from None
     raise DataError(f"{path} holds no struct array {name}; take it from the dataset's own archive")
 
@@ -72,7 +72,7 @@ def _matrix(data: bytes, depth: int) -> tuple[str, Any]:
     if not data:
         return "", None
     elements = _elements(data, 1)
-    flags, shape, name = (next(elements)[1] for _ in range(3))
+    flags, shape, name = [next(elements)[1] for _ in range(3)]  # a list: a generator would swallow the end
     kind = flags[0]
     count = int(np.prod(np.frombuffer(shape, "<i4")))
     label = name.decode("ascii")
@@ -89,6 +89,8 @@ def _matrix(data: bytes, depth: int) -> tuple[str, Any]:
 def _records(elements: Iterator[tuple[int, bytes]], count: int, depth: int) -> list[Record]:
     width = int(np.frombuffer(next(elements)[1], "<i4")[0])
     packed = next(elements)[1]
+    if width < 1 or not packed:
+        raise ValueError  # records without fields, as many as one likes
     fields = [packed[i : i + width].split(b"\0")[0].decode("ascii") for i in range(0, len(packed), width)]
     return [{field: _matrix(next(elements)[1], depth + 1)[1] for field in fields} for _ in range(count)]
 
