@@ -308,10 +308,12 @@ def test_a_model_of_pictures_serves_clips_of_one_frame():
     assert torch.equal(encoder.encode(CLIPS["image"], "video"), encoder.encode(CLIPS["image"], "image"))
 
 
-def test_base_hears_eight_seconds():
-    config = replace(PRESETS["polyvit_base"], dim=8, heads=2, depth=1, mlp_dim=8, image=None, video=None)
-    encoder = PolyViT(config).eval()
-    assert encoder.clip_seconds == 8
+def test_base_looks_for_2_56_seconds_and_hears_eight():
+    """Clips of a stream are of one length, so it serves one of the two; both can be trained."""
+    config = replace(PRESETS["polyvit_base"], dim=8, heads=2, depth=1, mlp_dim=8)
+    both, encoder = (PolyViT(c).eval() for c in (config, replace(config, image=None, video=None)))
+    assert (both.modalities, both.clip_seconds) == (("video",), Fraction(64, 25))
+    assert (encoder.modalities, encoder.clip_seconds) == (("audio",), 8)
     assert encoder.encode(torch.randn(1, 8 * 16_000) / 10).shape == (1, 8)
 
 

@@ -8,7 +8,7 @@ Left out: hidden layers in a head, which no published configuration has.
 
 As an encoder it is joint: ``encode(clips, modality)`` gives the class token of a clip's picture, or of its sound, after
 the last norm; neither looks at the other, so a feature exists for each modality by itself and either can be filled.
-``specs`` says what clip each modality takes.
+``specs`` says what clip each modality takes; ``modalities`` are those that a stream can be served in.
 
 B batch, C channel, T frame or mel frame, F mel bin, H W pixels, S sample, N token, D width, K class.
 """
@@ -181,13 +181,10 @@ class PolyViT(nn.Module):
         self.config, self.dim = config, config.dim
         self.tasks = {task.name: task for task in config.tasks}
         self.specs = {name: part.spec for name, part in config.inputs.items()}
-        # A model of pictures alone serves as a video encoder that looks at one frame of each clip.
-        self._served: dict[str, str] = {m: m for m in ("video", "audio") if m in config.inputs}
-        if not self._served:
-            self._served, self.specs["video"] = {"video": "image"}, self.specs["image"]
+        self._served, self.clip_seconds = _served(config)
         self.modalities = tuple(self._served)
+        self.specs |= {name: self.specs[of] for name, of in self._served.items()}
         self.spec = self.specs[self.modalities[0]]  # where there is but one
-        self.clip_seconds = _clip_seconds(config)
 
         self.tokenizers = nn.ModuleDict({name: Tokenizer(part, config) for name, part in config.inputs.items()})
         self.encoder = Encoder(
@@ -285,10 +282,17 @@ def _pictures(clips: UInt8[Tensor, "b t h w *rgb"]) -> Float[Tensor, "b 3 t h w"
     return signed_pictures(clips)
 
 
-def _clip_seconds(config: PolyViTConfig) -> Fraction:
-    """Of the first modality that is served; a bundle wants both alike."""
-    timed = config.video or config.audio
-    return timed.clip_seconds if timed is not None else VideoInput().clip_seconds
+def _served(config: PolyViTConfig) -> tuple[dict[str, str], Fraction]:
+    """Which modalities a stream's clips can be of, with the tokenizer of each, and how long such a clip is.
+
+    Picture and sound are served together where their clips are equally long; else it is the picture. A model of
+    pictures alone serves as a video encoder that looks at one frame of each clip.
+    """
+    timed = [(name, part) for name, part in (("video", config.video), ("audio", config.audio)) if part is not None]
+    if not timed:
+        return {"video": "image"}, VideoInput().clip_seconds
+    length = timed[0][1].clip_seconds
+    return {name: name for name, part in timed if part.clip_seconds == length}, length
 
 
 def _head(dim: int, task: TaskHead) -> nn.Linear:
