@@ -7,14 +7,16 @@ only one with enough of them. ``grid_digits:PATH`` is s1; the others' words are 
 ``s2/train``.
 """
 
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
-from encoders.datasets.corpus import About, Reader
-from encoders.datasets.grid import word_times
+from encoders.datasets.corpus import About, Reader, shuffled
+from encoders.datasets.grid import list_samples, word_times
 from encoders.datasets.sample import Sample, read_table
 from encoders.errors import DataError
 
-__all__ = ["COMMANDS", "DIGITS", "MARGIN", "SPEAKER", "list_words"]
+__all__ = ["COMMANDS", "DIGITS", "MARGIN", "SPEAKER", "SPEAKERS", "list_speakers", "list_words"]
 
 SPEAKER = "s1"
 MARGIN = 4 / 25  # seconds before and after the word
@@ -47,6 +49,19 @@ def list_words(folder: Path, word: str) -> list[Sample]:
     return samples
 
 
+def list_speakers(folder: Path) -> list[Sample]:
+    """Who it is: sentences of all nine speakers, of s1 as many as of any other, split within each speaker."""
+    of: dict[tuple[str, str], list[Sample]] = defaultdict(list)  # by split and speaker
+    for sample in list_samples(folder):
+        split = sample.notes["split_within_speaker"]
+        of[split, sample.speaker].append(replace(sample, label=sample.speaker, split=split, notes={}))
+    chosen: list[Sample] = []
+    for (split, who), samples in sorted(of.items()):
+        most = max((len(of[key]) for key in of if key[0] == split and key[1] != SPEAKER), default=len(samples))
+        chosen += shuffled(samples)[:most] if who == SPEAKER else samples
+    return chosen
+
+
 def _reader(word: str, title: str) -> Reader:
     return Reader(
         about=About(
@@ -64,3 +79,14 @@ def _reader(word: str, title: str) -> Reader:
 
 DIGITS = _reader("digit", "ten spoken digits")
 COMMANDS = _reader("command", "four spoken commands")
+SPEAKERS = Reader(
+    about=About(
+        title="GRID, nine speakers (Cooke et al., JASA 2006)",
+        layout="labels.csv, clips/SPEAKER/SENTENCE.mp4",
+        licence="CC BY 4.0 (Zenodo record 3625687)",
+        splits={"train": 98, "val": 23, "test": 19},
+        classes=9,
+        note="who it is, from one picture; sentences are split within each speaker",
+    ),
+    samples=list_speakers,
+)
