@@ -22,10 +22,10 @@ __all__ = ["Classifier", "build_classifier", "encoder_weights", "load_encoder", 
 class Classifier(nn.Module):
     """An encoder without a head of its own, and a linear layer on its features (zero at the start)."""
 
-    def __init__(self, encoder: nn.Module, classes: int) -> None:
+    def __init__(self, encoder: Any, classes: int) -> None:
         super().__init__()
-        self.encoder: Any = encoder
-        self.head = nn.Linear(self.encoder.dim, classes)
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.dim, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.spec, self.config, self.dim = self.encoder.spec, self.encoder.config, self.encoder.dim

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from encoders.classifier import build_classifier, encoder_weights, start_from
+from encoders.cost import clip_macs, how_much
 from encoders.datasets.labelled import Instances, train_or_next
 from encoders.datasets.mixup import mixup
 from encoders.ema import EMA
 from encoders.errors import ConfigError
-from encoders.labelled_data import open_split
+from encoders.labelled_data import open_splits
 from encoders.multi_view import prepared, test
 from encoders.processes import wait_for_all
 from encoders.recipes import FinetuneConfig
@@ -55,7 +56,17 @@ from encoders.training import (
     write_json,
 )
 
-__all__ = ["Progress", "finetune", "make_optimizer", "make_schedule", "micro_batches", "train_step"]
+__all__ = [
+    "Progress",
+    "clip_and_average",
+    "finetune",
+    "make_optimizer",
+    "make_schedule",
+    "micro_batches",
+    "quiet_worker",
+    "train_step",
+    "weights_of",
+]
 
 Progress = Callable[[int, int, int, float], None]  # (epoch, batches of it done, batches in it, loss)
 
@@ -92,14 +103,14 @@ def micro_batches(
         _Readings(instances, seed),
         batch_sampler=keys,
         num_workers=workers,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=quiet_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or the loader would draw from the global one, and resuming would differ
     )
     yield from loader
 
 
-def _quiet_worker(_: int) -> None:
+def quiet_worker(_: int) -> None:
     """Ctrl-C is the main process's affair; and one thread each is enough to decode."""
     import signal
 
@@ -173,7 +184,7 @@ def finetune(
     run, instances, validation = _set_up(config, out, device, resume, init, say)
     steps = len(instances.samples) // config.batch
     total = config.steps or steps * config.epochs
-    schedule = make_schedule(config, steps, total)
+    schedule = make_schedule(config, steps)
     first = world()[0] == 0
     if first:
         write_json(out / "config.json", to_dict(config))
@@ -284,21 +295,25 @@ def _set_up(
     if not resume and (out / "checkpoint.json").exists():
         raise ConfigError(f"{out} already holds a run; go on with --resume, or choose another --out")
     seed_everything(config.seed, deterministic=device == "cpu")
-    task, open_train, open_validation = open_split(config)
+    task, train, held_out = open_splits(config)
+    check_batch(config.batch, config.accumulate, len(train.samples))
+    make_schedule(config, len(train.samples) // config.batch)
     model = build_classifier(config.preset, len(task.classes), config.encoder)
     started = "fresh"
     if init is not None and not resume:
-        head = start_from(model, _weights_of(init), config.preset, config.encoder)
+        head = start_from(model, weights_of(init), config.preset, config.encoder)
         started = f"{init} with{'' if head else 'out'} its head"
-    instances = open_train(model.spec)
-    check_batch(config.batch, config.accumulate, len(instances.samples))
-    validation = open_validation(model.spec) if open_validation else None
-    parameters = sum(p.numel() for p in model.parameters())
-    count = len(instances.samples)
+    parameters, count = sum(p.numel() for p in model.parameters()), len(train.samples)
+    steps = config.steps or count // config.batch * config.epochs
+    with torch.device("meta"):
+        macs = clip_macs(build_classifier(config.preset, len(task.classes), config.encoder), model.spec)
     say(
         f"{config.preset}: {parameters / 1e6:.1f} M parameters ({started}), {count} samples of {len(task.classes)} "
-        f"classes, {config.steps or count // config.batch * config.epochs} steps of {config.batch}"
+        f"classes, {steps} steps of {config.batch}; {how_much(macs, steps * config.batch)}"
     )
+    instances = train.open(model.spec)
+    validation = held_out.open(model.spec) if held_out is not None else None
+    check_batch(config.batch, config.accumulate, len(instances.samples))  # what cannot be decoded is gone
     model = model.to(device).train()
     run = _Run(config, out, task, model, make_optimizer(config, model), EMA(model, config.ema) if config.ema else None)
     if resume:
@@ -327,8 +342,9 @@ def make_optimizer(config: FinetuneConfig, model: torch.nn.Module) -> torch.opti
     return SGD(groups, lr=config.lr, momentum=config.momentum, momentum_dtype=dtype)
 
 
-def make_schedule(config: FinetuneConfig, steps: int, total: int) -> Schedule:
-    """The factor on the learning rate over the share of training done; ``steps`` make an epoch, ``total`` the run."""
+def make_schedule(config: FinetuneConfig, steps: int) -> Schedule:
+    """The factor on the learning rate over the share of training done; ``steps`` make an epoch."""
+    total = config.steps or steps * config.epochs
     warmup = (config.warmup_steps or config.warmup * steps) / total
     if warmup >= 1 and config.schedule != "constant":
         raise ConfigError(f"the warm-up of {warmup * total:g} steps takes all {total}; shorten it or train longer")
@@ -337,7 +353,7 @@ def make_schedule(config: FinetuneConfig, steps: int, total: int) -> Schedule:
     return (cosine if config.schedule == "cosine" else linear)(warmup, config.floor)
 
 
-def _weights_of(path: Path) -> dict[str, Tensor]:
+def weights_of(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

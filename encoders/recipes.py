@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from encoders.datasets.augment import Augment
+from encoders.datasets.views import views_of
 from encoders.errors import ConfigError, DataError, LegatoError
 from encoders.registry import config_of
 from encoders.settings import from_dict, override, pick, to_dict
@@ -89,6 +90,7 @@ class FinetuneConfig:
         for name in ("smoothing", "ema", "floor", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must lie in [0, 1); use 0 for none")
+        views_of(self.views)
         if not self.train_splits:
             raise ConfigError("train_splits is empty; name the splits to learn from, such as train")
         both = set(self.train_splits) & set(self.validation_splits)
@@ -215,7 +217,7 @@ def recipe(preset: str, data: str, *, name: str = "", **changes: Any) -> Finetun
     # What a recipe says of the encoder goes only to encoders that have it (head_bias, crop_share).
     known = {f.name for f in dataclasses.fields(config_of(preset))}
     own = {k: v for k, v in dict(values.get("overrides", {})).items() if k in known}
-    inner, outer = _split(changes)
+    inner, outer = split_changes(changes)
     if values.get("stochastic_depth") and not known & set(STOCHASTIC_DEPTH):
         values = {k: v for k, v in values.items() if k != "stochastic_depth"}
     config: FinetuneConfig = override(start, {**values, "overrides": own, **outer})
@@ -224,7 +226,7 @@ def recipe(preset: str, data: str, *, name: str = "", **changes: Any) -> Finetun
     return config
 
 
-def _split(changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_changes(changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is about the encoder (``model.depth=2``), and the rest."""
     inner = {k.removeprefix("model."): _read(v) for k, v in changes.items() if k.startswith("model.")}
     return inner, {k: v for k, v in changes.items() if not k.startswith("model.")}
@@ -248,7 +250,7 @@ def resumed(out: Path, **changes: Any) -> FinetuneConfig:
             raise
         why = error.strerror if isinstance(error, OSError) else "config.json is damaged"
         raise DataError(f"{out} holds no run to resume ({why}); leave out --resume to start anew") from None
-    inner, outer = _split(changes)
+    inner, outer = split_changes(changes)
     after: FinetuneConfig = override(before, outer)
     after = dataclasses.replace(after, overrides={**after.overrides, **inner})
     for key, value in to_dict(after).items():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,10 @@ from encoders.datasets.sample import Sample
 from encoders.datasets.views import ClipSampling, Views, starts_of
 from encoders.errors import ConfigError, DataError, LegatoError
 
-__all__ = ["Instances", "LabelledClips", "Look", "train_or_next"]
+__all__ = ["Instances", "LabelledClips", "Look", "kept_samples", "train_or_next"]
 
 Clip = NDArray[np.uint8]
+T = TypeVar("T", bound=np.ndarray[Any, Any])
 
 
 class Instances(Protocol):
@@ -131,48 +132,60 @@ class LabelledClips:
 
         Raises ConfigError after the first sample when all would take more than ``limit_gb``.
         """
-        kept: list[Clip] = []
-        good: list[Sample] = []
-        why = ""
-        for index, (frames, error) in enumerate(self._decoded(limit_gb, threads)):
-            if frames is None:
-                why = why or error
-            else:
-                kept.append(frames)
-                good.append(self.samples[index])
-            if progress is not None:
-                progress(index + 1, len(self.samples))
-        if not kept:
-            raise DataError(f"none of {len(self.samples)} samples can be read, the first because {why}")
-        lost = len(self.samples) - len(kept)
-        self.samples, self.kept = good, kept
-        self._lengths = {i: len(frames) / float(self.sampling.fps) for i, frames in enumerate(kept)}
+        self.samples, self.kept, lost = kept_samples(self.samples, self._whole, limit_gb, threads, progress)
+        self._lengths = {i: len(frames) / float(self.sampling.fps) for i, frames in enumerate(self.kept)}
         return lost
-
-    def _decoded(self, limit_gb: float, threads: int) -> Iterator[tuple[Clip | None, str]]:
-        def decode(index: int) -> tuple[Clip | None, str]:
-            try:
-                return self._whole(index), ""
-            except LegatoError as error:
-                return None, str(error)
-
-        first, *rest = range(len(self.samples))
-        one = decode(first)
-        if one[0] is not None:
-            need = one[0].nbytes * len(self.samples) / 2**30
-            if need > limit_gb:
-                raise ConfigError(
-                    f"{len(self.samples)} samples decoded would take about {need:.1f} GiB, the limit is {limit_gb:g}; "
-                    "raise cache_gb or use cache none"
-                )
-        yield one
-        with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(decode, rest)
 
     def _whole(self, index: int) -> Clip:
         steps, read = self.sampling.steps(self.length(index)), self.read_frames or read_frames
         frames = read(self.samples[index], 0.0, steps / self.sampling.fps, steps, self.look)
         return to_short_side(frames, self.look.short_side)
+
+
+def kept_samples(
+    samples: Sequence[Sample],
+    read: Callable[[int], T],
+    limit_gb: float,
+    threads: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Sample], list[T], int]:
+    """Every sample read once, by index: the samples that could be, what was read, and how many could not.
+
+    Raises ConfigError after the first one when all would take more than ``limit_gb``.
+    """
+    good: list[Sample] = []
+    kept: list[T] = []
+    why = ""
+    for index, (value, error) in enumerate(_each(read, len(samples), limit_gb, threads)):
+        if value is None:
+            why = why or error
+        else:
+            good.append(samples[index])
+            kept.append(value)
+        if progress is not None:
+            progress(index + 1, len(samples))
+    if not kept:
+        raise DataError(f"none of {len(samples)} samples can be read, the first because {why}")
+    return good, kept, len(samples) - len(kept)
+
+
+def _each(read: Callable[[int], T], count: int, limit_gb: float, threads: int) -> Iterator[tuple[T | None, str]]:
+    def attempt(index: int) -> tuple[T | None, str]:
+        try:
+            return read(index), ""
+        except LegatoError as error:
+            return None, str(error)
+
+    first = attempt(0)
+    need = (0 if first[0] is None else first[0].nbytes) * count / 2**30
+    if need > limit_gb:
+        raise ConfigError(
+            f"{count} samples decoded would take about {need:.1f} GiB, the limit is {limit_gb:g}; "
+            "raise cache_gb or use cache none"
+        )
+    yield first
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(attempt, range(1, count))
 
 
 def read_frames(sample: Sample, start: float, seconds: Fraction, frames: int, look: Look) -> Clip:
