@@ -1,4 +1,4 @@
-"""``legato train``: encoders here; imputers and heads in ``fill.py``.
+"""``legato train``: self-supervised encoders here, labelled ones in ``finetune.py``, imputers and heads in ``fill.py``.
 
 Under ``torchrun -m runtime train ...`` the batch is shared by all processes.
 """
@@ -9,14 +9,20 @@ from typing import Annotated
 
 import typer
 
+from runtime.commands.finetune import PresetGroup, register
 from runtime.errors import UsageError
 
-train_app = app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train encoders, imputers and heads.")
+train_app = app = typer.Typer(
+    cls=PresetGroup, no_args_is_help=True, add_completion=False, help="Train encoders, imputers and heads."
+)
 
 
-@train_app.callback()
+@train_app.callback(epilog="Or name an encoder and labelled data: legato train vivit_tiny_fe --data grid_digits:PATH")
 def _group() -> None:
     """Train encoders, imputers and heads."""
+
+
+register(train_app)
 
 
 @train_app.command("avid-cma", epilog="For example: legato train avid-cma --data folder:recordings --out runs/avid")
@@ -56,7 +62,7 @@ def avid_cma(
         config = recipe(preset, stage, data, **changes)
     else:
         raise UsageError("no data to train on; give --data, for example grid:PATH, or go on with --resume")
-    with processes(), _Bar(config.epochs, quiet=world()[0] > 0) as bar:
+    with processes(), Bar(config.epochs, quiet=world()[0] > 0) as bar:
         pretrain(
             config,
             out,
@@ -71,7 +77,7 @@ def avid_cma(
         print(f"trained: {out / 'video.safetensors'} and {out / 'audio.safetensors'}")
 
 
-class _Bar:
+class Bar:
     """A progress bar on stderr over all epochs, with the loss."""
 
     def __init__(self, epochs: int, *, quiet: bool) -> None:
@@ -89,7 +95,7 @@ class _Bar:
             disable=quiet,
         )
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "Bar":
         return self
 
     def __exit__(self, *_: object) -> None:
