@@ -65,7 +65,7 @@ def big_presets():
             seen.add(target)
 
 
-@pytest.mark.parametrize("name", big_presets())
+@pytest.mark.parametrize("name", list(big_presets()))
 def test_big_presets_have_their_shape_on_the_meta_device(name):
     with torch.device("meta"):
         encoders = each_modality(name)
