@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,8 @@ def writing(path: Path) -> Iterator[Path]:
             why = "a file is where a folder is needed"
         raise OutputError(f"{path} could not be written ({why}); free space or choose another --out") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where its folder could not be, neither is it
+            partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
