@@ -346,3 +346,16 @@ def test_a_run_goes_on_past_a_broken_file_and_counts_it(tree):
     assert "is no picture that can be read (6 bytes)" in bad.found[samples[1].id]
     with pytest.raises(DataError, match=r"1 samples in a row cannot be read, the first because .*b.png is no picture"):
         BadFiles(skip=True).read(samples[1:2], 0, read)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_a_picture_that_is_cut_short_is_not_read_as_gray(tree, name):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    save(tree.folder / name, noise)
+    whole = (tree.folder / name).read_bytes()
+    tree.bytes(name, whole + b"\0" * 100)  # what follows the end does no harm
+    assert read_picture(tree.folder / name).shape == (64, 64, 3)
+    for length in range(1, len(whole), 511):
+        tree.bytes(name, whole[:length])
+        with pytest.raises(SourceError, match=rf"{name} is (no picture that can be read|a picture that is cut short)"):
+            read_picture(tree.folder / name)

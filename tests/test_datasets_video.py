@@ -335,3 +335,55 @@ def test_the_gradient_comes_out_upright(tree):
     assert clip[8, -1, 0] - clip[8, 0, 0] > 100
     assert clip[-1, 8, 1] - clip[0, 8, 1] > 100
     assert np.ptp(gradient()[..., 2]) == 0
+
+
+# --- folders that are not as they should be ---
+
+
+def test_links_in_a_circle_end(tree):
+    tree.json("avid_train.json", {"a.mp4": "baking"}).json("avid_val.json", {}).clips("videos/a.mp4")
+    for name in ("up", "over"):
+        (tree.folder / "videos" / name).symlink_to(tree.folder, target_is_directory=True)
+    assert [s.path.name for s in list_samples(f"avid:{tree}")] == ["a.mp4"]
+
+
+def test_a_linked_tree_is_found(tree, tmp_path_factory):
+    tree.clips("elsewhere/a.mp4").json("avid_val.json", {}).json("set/avid_train.json", {"a.mp4": "baking"})
+    tree.json("set/avid_val.json", {})
+    (tree.folder / "set/videos").symlink_to(tree.folder / "elsewhere", target_is_directory=True)
+    assert len(list_samples(f"avid:{tree}/set")) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["caf\udce9.mp4", "a\ud800b.mp4", "nul\0.mp4", "a" * 300 + ".mp4", "../../etc.mp4", ".mp4"]
+)
+def test_file_names_that_can_be_none_are_missing_and_no_more(tree, name):
+    tree.json("avid_train.json", {name: "baking", "a.mp4": "baking"}).json("avid_val.json", {}).clips("a.mp4")
+    corpus = open_corpus(f"avid:{tree}", splits=["train[:100%]"], skip_bad=True)
+    assert [s.name for s in corpus.samples] == ["a"]
+    assert len(corpus.bad) == 1
+
+
+def test_numbers_out_of_bounds_are_one_sentence(tree):
+    tree.text("avid_train.json", f'{{"a": {"9" * 5000}}}').json("avid_val.json", {})
+    with pytest.raises(
+        DataError, match=r"avid_train.json is no JSON \(its values are out of bounds\); download it again"
+    ):
+        list_samples(f"avid:{tree}")
+    tree.text("avid_train.json", "[" * 100_000)
+    with pytest.raises(DataError, match=r"avid_train.json is no JSON"):
+        list_samples(f"avid:{tree}")
+
+
+def test_frames_without_a_rate_are_refused(tree):
+    epic(tree).text(
+        "epic-kitchens-100-annotations/EPIC_100_video_info.csv", "video_id,duration,fps,resolution", "P01_101,1,0,x"
+    )
+    with pytest.raises(DataError, match=r"EPIC_100_video_info.csv: P01_101 has 0 frames per second; correct the row"):
+        list_samples(f"epic_kitchens:{tree}")
+
+
+def test_a_row_that_is_cut_short_is_named(tree):
+    tree.text("train.csv", HEADER, "tai chi,abcdefghijk")
+    with pytest.raises(DataError, match=r"train.csv line 2 is cut short; download it again"):
+        list_samples(f"kinetics400:{tree}")

@@ -28,7 +28,7 @@ def list_samples(folder: Path) -> list[Sample]:
             if not isinstance(label, str):
                 raise DataError(f"{path}: the label of {file} is {label!r}, not a name; download it again")
             name = Path(file).stem
-            there = files.get(name) or folder / file
+            there = files.get(name) or folder / Path(file).name
             samples.append(Sample(path=there, label=label, split=split, name=name))
     return samples
 

@@ -202,7 +202,7 @@ class _Absent:
         if folder not in self._names:
             try:
                 self._names[folder] = set(os.listdir(folder))
-            except OSError:
+            except (OSError, ValueError):  # no such folder, or a name that can be none
                 self._names[folder] = set()
         return name not in self._names[folder]
 
@@ -249,4 +249,6 @@ def _cut(samples: Sequence[Sample], split: str, text: str) -> list[Sample]:
 
 def shuffled(samples: Sequence[Sample]) -> list[Sample]:
     """In the order of a hash of their ids: random, the same everywhere, whatever else is listed."""
-    return sorted(samples, key=lambda sample: (hashlib.sha1(os.fsencode(sample.id)).digest(), sample.id))
+    return sorted(
+        samples, key=lambda sample: (hashlib.sha1(sample.id.encode("utf-8", "surrogatepass")).digest(), sample.id)
+    )

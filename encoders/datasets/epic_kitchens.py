@@ -108,7 +108,11 @@ def _rates(folder: Path) -> dict[str, float]:
     if path is None:
         return {}
     rows = read_table(path, ("video_id", "fps"))
-    return {row["video_id"]: number(row["fps"], path, line, "fps") for line, row in enumerate(rows, 2)}
+    rates = {row["video_id"]: number(row["fps"], path, line, "fps") for line, row in enumerate(rows, 2)}
+    stopped = [video for video, rate in rates.items() if not rate]
+    if stopped:
+        raise DataError(f"{path}: {stopped[0]} has 0 frames per second; correct the row")
+    return rates
 
 
 def _usual(video: str) -> float:

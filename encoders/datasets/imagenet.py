@@ -15,7 +15,7 @@ from pathlib import Path
 from encoders.datasets.corpus import About, Reader
 from encoders.datasets.matlab import read_structs
 from encoders.datasets.sample import PICTURES, Sample, read_table
-from encoders.datasets.tables import class_folders, find, number, read_lines
+from encoders.datasets.tables import class_folders, class_names, find, number, read_lines
 from encoders.errors import DataError
 
 __all__ = ["IMAGENET", "list_samples"]
@@ -99,7 +99,7 @@ def _numbers(devkit: Path) -> dict[int, str]:
 
 def _classes(folder: Path, head: str) -> tuple[str, ...]:
     train = find(folder, *ROOTS)
-    return tuple(class_folders(train)) if train else ()
+    return class_names(train) if train else ()
 
 
 def _words(folder: Path) -> dict[str, str]:

@@ -19,6 +19,7 @@ __all__ = ["frame_count", "read_frames", "read_picture", "read_raw", "still"]
 
 Picture = NDArray[np.uint8]  # (H, W) gray or (H, W, 3) rgb24
 RAW = (3, 32, 32)  # planes, rows, columns of a raw picture (CIFAR)
+_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}  # how JPEG and PNG begin and end
 _NUMBER = re.compile(r"(\d+)$")
 
 
@@ -36,7 +37,15 @@ def read_picture(path: Path, pixel_format: str = "rgb24") -> Picture:
         found = None
     if found is None:
         raise SourceError(f"{path} is no picture that can be read ({len(data)} bytes); copy it again")
+    if _cut_short(data.tobytes()):  # OpenCV paints the rest gray and says nothing
+        raise SourceError(f"{path} is a picture that is cut short ({len(data)} bytes); copy it again")
     return np.ascontiguousarray(found if found.ndim == 2 else found[..., ::-1], np.uint8)
+
+
+def _cut_short(data: bytes) -> bool:
+    """Whether the end mark is missing; it may be followed by other bytes, so the last half is searched."""
+    mark = next((end for begin, end in _ENDS.items() if data.startswith(begin)), b"")
+    return data.find(mark, len(data) // 2) < 0
 
 
 def read_raw(path: Path, at: int, pixel_format: str = "rgb24") -> Picture:

@@ -14,7 +14,18 @@ from typing import Any
 from encoders.datasets.sample import MEDIA, PICTURES
 from encoders.errors import DataError
 
-__all__ = ["Files", "class_folders", "find", "needed", "number", "read_json", "read_lines", "read_rows", "read_text"]
+__all__ = [
+    "Files",
+    "class_folders",
+    "class_names",
+    "find",
+    "needed",
+    "number",
+    "read_json",
+    "read_lines",
+    "read_rows",
+    "read_text",
+]
 
 
 def find(folder: Path, *names: str) -> Path | None:
@@ -68,8 +79,8 @@ def read_json(path: Path, kind: type) -> Any:
     """A JSON file whose top is a list or a dict, as ``kind`` says."""
     try:
         value = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "it nests too deeply"
+    except (ValueError, RecursionError) as error:
+        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "its values are out of bounds"
         raise DataError(f"{path} is no JSON ({where}); download it again") from None
     if not isinstance(value, kind):
         raise DataError(f"{path} holds a {type(value).__name__} where a {kind.__name__} belongs; download it again")
@@ -97,8 +108,14 @@ class Files:
     def __init__(self, folders: Iterable[Path], suffixes: Sequence[str] = MEDIA) -> None:
         self._paths: dict[str, Path] = {}
         order = {suffix: place for place, suffix in enumerate(suffixes)}
+        seen: set[tuple[int, int]] = set()  # folders, so that links in a circle end
         for folder in folders:
             for root, below, names in os.walk(folder, followlinks=True):
+                here = os.stat(root)
+                if (here.st_dev, here.st_ino) in seen:
+                    below.clear()
+                    continue
+                seen.add((here.st_dev, here.st_ino))
                 below.sort()
                 for name in sorted(names):
                     stem, suffix = os.path.splitext(name)
@@ -118,16 +135,21 @@ class Files:
         return self._paths
 
 
+def class_names(folder: Path) -> tuple[str, ...]:
+    """The folders in a folder, in alphabetical order; hidden ones are none."""
+    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
+
+
 def class_folders(folder: Path, suffixes: Sequence[str] = PICTURES) -> dict[str, list[Path]]:
     """Class name to its files, from ``folder/CLASS/FILE``, both in alphabetical order.
 
     Raises DataError where there is no class, or one of them has no file.
     """
     try:
-        below = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        below = class_names(folder)
+        classes = {name: sorted(f for f in (folder / name).iterdir() if f.suffix.lower() in suffixes) for name in below}
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror}); give the folder that holds the dataset") from None
-    classes = {p.name: sorted(f for f in p.iterdir() if f.suffix.lower() in suffixes) for p in below}
     if not classes:
         raise DataError(f"{folder} holds no class folder; give the folder that holds the dataset")
     empty = [name for name, files in classes.items() if not files]
