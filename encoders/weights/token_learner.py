@@ -1,12 +1,17 @@
-"""TokenLearner's parameter names in the public Flax code (google-research/scenic, projects/token_learner).
+"""TokenLearner's parameter names in the public Flax code (google-research/scenic, projects/token_learner); and a
+TokenLearner whose trunk starts from a picture's transformer.
 
 No checkpoint was released; the layout is that of models trained with the public code.
 """
 
-from encoders.video.token_learner import TokenLearnerConfig
+import torch
+
+from encoders.errors import DataError
+from encoders.video.token_learner import TokenLearner, TokenLearnerConfig
+from encoders.weights.image_vit import ImageViT
 from encoders.weights.rules import Rule, block, convolution, linear, mlp, norm
 
-__all__ = ["rules"]
+__all__ = ["initialise", "rules"]
 
 
 def rules(config: TokenLearnerConfig) -> list[Rule]:
@@ -51,3 +56,31 @@ def _fuser(prefix: str, target: str) -> list[Rule]:
         *norm(f"{prefix}/LayerNorm_0", f"{target}.norm_grid"),
         *mlp(f"{prefix}/token_masking", f"{target}.mlp"),
     ]
+
+
+@torch.no_grad()
+def initialise(
+    model: TokenLearner, image: ImageViT, *, inflation: str = "central", what: str = "the image ViT"
+) -> None:
+    """Start the trunk from a picture transformer; what learns and fuses tokens, and the head, stay as they were drawn.
+
+    The patch kernel is inflated for clips ("central" or "average"), positions are zoomed to the grid and repeated at
+    every temporal index; class token and class position have no counterpart here and are left behind. Raises DataError
+    where the sizes of the two differ.
+    """
+    config = model.config
+    for name in ("dim", "depth", "heads", "mlp_dim"):
+        if getattr(image, name) != getattr(config, name):
+            raise DataError(
+                f"{what} has {name} {getattr(image, name)} and the model {getattr(config, name)}; "
+                "choose the preset of its size"
+            )
+    kernel = image.tubelet(config.tubelet, inflation, config.channels)
+    u, rows, columns = config.grid
+    positions = image.positions_at((rows, columns), u)[1]
+    project = model.embed.project
+    project.weight.copy_(kernel[:, :, 0] if config.frames == 1 else kernel)
+    assert project.bias is not None, "patch convolutions have biases"
+    project.bias.copy_(image.bias)
+    model.positions.copy_(positions)
+    model.encoder.load_state_dict(image.encoder)
