@@ -50,6 +50,17 @@ def test_a_dataset_of_which_nothing_is_there_is_counted_too(capsys, tree):
     assert "  val: 1 samples, 1 of them unusable\n" in run(capsys, f"kinetics400:{tree}").out
 
 
+def test_what_cannot_be_decoded_is_found_on_demand(capsys, tree):
+    kinetics(tree).bytes("train/--0edUL8zmA_000092_000102.mp4", b"not a video")
+    assert "unusable" not in run(capsys, f"kinetics400:{tree}").out
+    out = run(capsys, f"kinetics400:{tree}", "--read", "--split", "train")
+    assert out.out.endswith(
+        "  train: 2 samples, 1 of them unusable\n  2 classes, 1 of them without a sample (first 'playing trumpet')\n"
+    )
+    assert "--0edUL8zmA_000092_000102.mp4 is not a media file that can be read" in out.err
+    assert cli.run(["datasets", "kinetics400", "--read"]) == 2
+
+
 def test_json_tells_heads_apart(capsys, tree):
     found = json.loads(run(capsys, f"epic_kitchens:{epic(tree)}", "--json").out)
     assert found["splits"]["train"] == {"listed": 1, "unusable": 0}

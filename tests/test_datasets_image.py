@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from encoders.datasets.corpus import classes_of, open_corpus
 from encoders.datasets.images import read_frames, read_picture, read_raw
 from encoders.datasets.matlab import read_structs
-from encoders.datasets.reader import BadFiles, read_sample, seconds_of
-from encoders.datasets.sample import Sample, list_samples
+from encoders.datasets.reader import read_sample, seconds_of
+from encoders.datasets.sample import list_samples
 from encoders.errors import DataError, SourceError, UsageError
 from tests.trees import CLIP, Tree, gradient, save
 
@@ -332,20 +332,6 @@ def test_a_frame_that_is_missing_is_covered_by_its_neighbours(tree):
     spec = replace(CLIP, video=replace(CLIP.video, frames=5))
     clip = read_frames(tree.folder / "f", 0.0, 12.5, spec)
     assert [int(frame[0, 0, 2]) for frame in clip] == [0, 1, 1, 2, 2]
-
-
-def test_a_run_goes_on_past_a_broken_file_and_counts_it(tree):
-    tree.pictures("a.png", "c.png").bytes("b.png", b"broken")
-    samples = [Sample(path=tree.folder / name) for name in ("a.png", "b.png", "c.png")]
-    read = lambda sample: read_sample(sample, CLIP)[0].shape  # noqa: E731
-    with pytest.raises(SourceError, match=r"b.png is no picture"):
-        BadFiles().read(samples, 1, read)
-    bad = BadFiles(skip=True)
-    assert [bad.read(samples, i, read)[0] for i in (0, 1, 2, 1)] == [0, 2, 2, 2]
-    assert [*bad.found] == [samples[1].id]
-    assert "is no picture that can be read (6 bytes)" in bad.found[samples[1].id]
-    with pytest.raises(DataError, match=r"1 samples in a row cannot be read, the first because .*b.png is no picture"):
-        BadFiles(skip=True).read(samples[1:2], 0, read)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])

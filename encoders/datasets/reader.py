@@ -1,17 +1,16 @@
 """From a sample to what a model sees: a clip of whatever kind it is, or the pair of clips of pre-training.
 
-``read_sample`` gives a recording, a folder of frames, an image file and a raw picture in one shape; ``BadFiles`` keeps
-a long run alive when one of them is broken. Pair sampling is AVID-CMA's: the sound's start is uniform over the
-recording, the picture's over the sound's window widened by an offset on either side. The picture is sampled by time
-exactly as in serving (`encoders.clips`), where the published code takes the frame at the beginning of each interval
-instead of its middle.
+``read_sample`` gives a recording, a folder of frames, an image file and a raw picture in one shape. Pair sampling is
+AVID-CMA's: the sound's start is uniform over the recording, the picture's over the sound's window widened by an offset
+on either side. The picture is sampled by time exactly as in serving (`encoders.clips`), where the published code takes
+the frame at the beginning of each interval instead of its middle.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,6 @@ from encoders.datasets.transforms import ClipAugment
 from encoders.errors import DataError, LegatoError, UsageError
 
 __all__ = [
-    "BadFiles",
     "PairSpec",
     "Pairs",
     "RecordedPairs",
@@ -33,6 +31,7 @@ __all__ = [
     "read_or_next",
     "read_sample",
     "seconds_of",
+    "why_unreadable",
 ]
 
 Video: TypeAlias = NDArray[np.uint8]
@@ -40,7 +39,6 @@ Audio: TypeAlias = NDArray[np.float32]
 # read_clip of encoders.media: path, start, seconds, spec to (frames at decoded size, samples)
 Read: TypeAlias = Callable[[Path, float, Fraction, ClipSpec], tuple[Video | None, Audio | None]]
 TRIES = 16  # unreadable recordings in a row before we give up
-T = TypeVar("T")
 
 
 def is_still(sample: Sample) -> bool:
@@ -80,31 +78,14 @@ def read_sample(
     return still(read_picture(sample.path, colours), spec), None
 
 
-@dataclass
-class BadFiles:
-    """What could not be read so far, and what is done about it: one process's count, part of a run's log."""
-
-    skip: bool = False  # take the next sample instead of raising
-    found: dict[str, str] = field(default_factory=dict)  # id of a sample to the reason
-
-    def read(self, samples: Sequence[Sample], index: int, read: Callable[[Sample], T]) -> tuple[int, T]:
-        """``read`` of a sample, and which one it is in the end.
-
-        Raises what ``read`` raised where nothing is to be skipped, DataError where many in a row are broken.
-        """
-        tries = min(TRIES, len(samples))
-        for step in range(tries):
-            at = (index + step) % len(samples)
-            if samples[at].id in self.found:
-                continue
-            try:
-                return at, read(samples[at])
-            except LegatoError as error:
-                if not self.skip:
-                    raise
-                self.found[samples[at].id] = str(error)
-        first = next(iter(self.found.values()), "there is none")
-        raise DataError(f"{tries} samples in a row cannot be read, the first because {first}")
+def why_unreadable(sample: Sample) -> str:
+    """Why the beginning of a sample cannot be decoded; "" where it can."""
+    look = ClipSpec(seconds=Fraction(1, 25), video=VideoSpec(frames=1, size=16), audio=AudioSpec())
+    try:
+        read_sample(sample, look)
+    except LegatoError as error:
+        return str(error)
+    return ""
 
 
 class Pairs(Protocol):

@@ -16,24 +16,33 @@ app = typer.Typer(add_completion=False)
 @app.command(epilog="For example: legato datasets kinetics400:/data/k400")
 def datasets(
     what: Annotated[str, typer.Argument(metavar="NAME|NAME:PATH", help="A dataset, and where it lies.")] = "",
+    split: Annotated[str, typer.Option(help="Look at these splits only, e.g. train,val or train[:98%].")] = "",
+    read: Annotated[bool, typer.Option("--read", help="Decode the beginning of every sample, to find broken ones.")] = (
+        False
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, and nothing else.")] = False,
 ) -> None:
     """List the datasets that can be read with the layout each expects; with a path, what is found there.
 
     Of a dataset that lies somewhere: samples per split, classes, and what is missing, listed twice or unknown, counted
-    and its first cases named.
+    and its first cases named; with --read also what cannot be decoded.
     """
     from encoders.datasets.corpus import survey
-    from encoders.datasets.sample import DATASETS
+    from encoders.datasets.sample import DATASETS, splits_of
+    from runtime.errors import UsageError
     from runtime.output import as_line
 
     if ":" in what:
-        corpus = survey(what)
+        corpus = survey(what, splits=splits_of(split))
+        if read:
+            corpus = _decoded(corpus)
         found = _found(corpus)
         print(as_line(found) if as_json else _told(found))
         if not as_json and corpus.bad:
             print(_bad(corpus), file=sys.stderr)
         return
+    if split or read:
+        raise UsageError("--split and --read look at a dataset that lies somewhere; name it with its path, NAME:PATH")
     known = {name: _about(name) for name in ((what,) if what else DATASETS)}
     print(as_line(known) if as_json else "\n".join(_listed(name, about) for name, about in known.items()))
 
@@ -78,6 +87,24 @@ def _found(corpus: "Corpus") -> dict[str, Any]:
         heads[head] = {"classes": len(classes), "empty": [name for name in classes if not sizes[name]]}
     splits = {split: {"listed": listed[split], "unusable": bad[split]} for split in listed}
     return {"dataset": corpus.name, "folder": str(corpus.folder), "splits": splits, "heads": heads}
+
+
+def _decoded(corpus: "Corpus") -> "Corpus":
+    """The corpus with what cannot be decoded among its bad samples; a bar on stderr tells how far it is."""
+    from dataclasses import replace
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from encoders.datasets.corpus import Bad
+    from encoders.datasets.reader import why_unreadable
+
+    known = {id(sample) for sample, _ in corpus.bad}
+    rest = [sample for sample in corpus.samples if id(sample) not in known]
+    console = Console(stderr=True)
+    bar = track(rest, "reading", console=console, disable=not console.is_terminal)
+    broken = [Bad(sample, reason) for sample in bar if (reason := why_unreadable(sample))]
+    return replace(corpus, bad=[*corpus.bad, *broken])
 
 
 def _told(found: dict[str, Any]) -> str:
