@@ -203,6 +203,12 @@ def test_a_flat_archive_is_read_through_its_prefix(tmp_path, prefix, save):
     assert set(found.arrays) == {"head/kernel", "cls"} and np.array_equal(found.arrays["head/kernel"], kernel)
 
 
+def test_a_path_may_be_as_long_as_it_likes(tmp_path):
+    path = "optimizer/target/" + "SpatialTransformer/" * 20 + "kernel"
+    np.savez(tmp_path / "long.npz", **{path: np.ones(2)})
+    assert list(read_flax(tmp_path / "long.npz").arrays) == [path.removeprefix("optimizer/target/")]
+
+
 def test_numpys_nameless_bfloat16_is_known(tmp_path):
     bits = torch.tensor([1.5, -2.0], dtype=torch.bfloat16).view(torch.int16).numpy().view("V2")
     np.savez(tmp_path / "b.npz", a=bits)

@@ -80,7 +80,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 
 def _npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     """One array; its announced size is held against the archive's before anything is allocated."""
-    name = member.filename[:80]
+    name = member.filename[-80:]
     if not name.endswith(".npy") or member.flag_bits & 1 or member.compress_type not in PLAIN:
         raise ValueError(f"holds {name!r}, which is no plain array")
     with archive.open(member) as file:

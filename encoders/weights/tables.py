@@ -1,6 +1,7 @@
 """Which table reads which file: by model class and layout.
 
-A table is a function ``rules(config) -> list[Rule]`` in the file of its model. A new model brings one line here.
+A table is a function ``rules(config) -> list[Rule]`` in the file of its model; a model that can start from image ViTs
+has an ``initialise`` beside it. A new model brings one line here.
 """
 
 from collections.abc import Callable
@@ -12,9 +13,13 @@ from encoders.registry import ENCODERS
 from encoders.settings import pick
 from encoders.weights.rules import Rule
 
-__all__ = ["LAYOUTS", "TABLES", "table_of"]
+__all__ = ["LAYOUTS", "STARTS", "TABLES", "start_of", "table_of"]
 
-LAYOUTS = {"scenic": "the public JAX code (Flax msgpack, flat npz)", "huggingface": "transformers (safetensors)"}
+LAYOUTS = {
+    "scenic": "a model trained with the public JAX code (Flax msgpack, flat npz)",
+    "huggingface": "a model of transformers (safetensors)",
+    "image_vit": "image ViTs to start from, one, or one per view, coarsest first (Flax msgpack, flat npz)",
+}
 
 TABLES: dict[str, dict[str, str]] = {
     "ViViT": {"scenic": "encoders.weights.vivit", "huggingface": "encoders.weights.huggingface_vivit"},
@@ -22,6 +27,14 @@ TABLES: dict[str, dict[str, str]] = {
     "TokenLearner": {"scenic": "encoders.weights.token_learner"},
     "PolyViT": {"scenic": "encoders.weights.polyvit"},
 }
+
+STARTS = {
+    "ViViT": "encoders.weights.image_vit",
+    "MTV": "encoders.weights.mtv",
+    "MMMix": "encoders.weights.mtv",
+    "PolyViT": "encoders.weights.polyvit",
+}
+PER_VIEW = ("MTV", "MMMix")  # these start from an image ViT for each view
 
 
 def table_of(preset: str, layout: str) -> Callable[[Any], list[Rule]]:
@@ -34,3 +47,16 @@ def table_of(preset: str, layout: str) -> Callable[[Any], list[Rule]]:
         raise UsageError(f"preset {preset} has no published weights of layout {layout!r}; {known}")
     rules: Callable[[Any], list[Rule]] = import_module(tables[layout]).rules
     return rules
+
+
+def start_of(preset: str, images: int) -> Callable[..., None]:
+    """What starts a model of the preset from a list of that many image ViTs; raises UsageError where nothing does."""
+    name = pick(ENCODERS, preset, "encoder").partition(":")[2]
+    if name not in STARTS:
+        raise UsageError(f"preset {preset} does not start from an image ViT; name one of {', '.join(STARTS)}")
+    start: Callable[..., None] = import_module(STARTS[name]).initialise
+    if name in PER_VIEW:
+        return start
+    if images > 1:
+        raise UsageError(f"preset {preset} starts from one image ViT and {images} are given; give one")
+    return lambda model, images, **options: start(model, images[0], **options)
