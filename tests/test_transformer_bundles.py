@@ -118,7 +118,7 @@ def test_an_encoder_of_32_frames_sees_a_clip_of_ten_sampled_by_time(recording, t
     assert make(tmp_path / "made", *options) == 0
     bundle = Bundle.load(tmp_path / "made")
     assert bundle.models().video_encoder.spec.frames == 32
-    assert len(replayed(tmp_path / "made", recording, capsys)) >= 8
+    assert len(replayed(tmp_path / "made", recording, capsys)) >= 4
 
 
 def test_the_clip_of_a_published_model_sets_the_grid_and_the_sound_follows(recording, tmp_path, capsys):
