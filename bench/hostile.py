@@ -29,6 +29,8 @@ from runtime.sources import open_source
 DEMO = Path(__file__).parent.parent / "runtime" / "bundles" / "talk" / "demo.legato"
 STREAM = "/legato.v1.InferenceService/Stream"
 HUGE = 100 << 20  # bytes
+DEAF_SECONDS = 8.5  # after which a client that never reads looks at what it was told
+LIVE_SECONDS = 15.0  # of media that a live stream may send at once: what is wrong with an attack is something else
 
 
 @dataclass
@@ -137,7 +139,7 @@ def call(
             if stop is not None:
                 stop.start()
             if not read:
-                time.sleep(target.seconds)
+                time.sleep(min(DEAF_SECONDS, target.seconds))
             for _ in answers:
                 heard += 1
             code, details = grpc.StatusCode.OK, ""
@@ -281,6 +283,8 @@ def spoilt_payloads(target: Target) -> Outcome:
 
 
 def _all(demo: Demo, change: Callable[[pb.Packet, int], None]) -> Iterator[Any]:
+    first = demo.packets[0].capture_time
+    demo.packets = [p for p in demo.packets if p.capture_time - first < LIVE_SECONDS * 1000]
     yield demo.start()
     yield from demo.batches(change)
     yield from demo.ends()
@@ -298,8 +302,8 @@ def plain(target: Target) -> Outcome:
 
 
 ATTACKS = {
-    "never reads": Attack(never_reads, ("CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"), None),
-    "floods as fast as it can": Attack(floods, ("CANCELLED", "RESOURCE_EXHAUSTED"), None),
+    "never reads": Attack(never_reads, ("RESOURCE_EXHAUSTED",)),
+    "floods as fast as it can": Attack(floods, ("RESOURCE_EXHAUSTED",)),
     "one byte a second": Attack(one_byte_a_second, ("closed", "open"), None),
     "a message of 100 MB": Attack(large_message, ("RESOURCE_EXHAUSTED",)),
     "no config": Attack(no_config, ("DEADLINE_EXCEEDED", "INVALID_ARGUMENT", "FAILED_PRECONDITION"), 11.0),

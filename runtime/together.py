@@ -46,10 +46,12 @@ class Together:
         self._see = served_face(tracker.model) if isinstance(tracker, FaceTracker) else None
 
     def warm_up(self) -> None:
-        """Run every model at the sizes that are prepared for."""
+        """Run every model at the sizes that are prepared for: on a CPU up to the largest, so that memory is asked for now
+        and not from the first busy moment on.
+        """
         engine = self.engine
         features = np.zeros((len(MODALITIES), engine.width), np.float32)
-        for size in SIZES if self.cuda else (1, 2):
+        for size in SIZES if self.cuda else (1, 2, WINDOWS):
             for modality, forward in self.forwards.items():
                 forward([blank(engine.encoders[modality].spec, engine.task.clip_seconds)] * size)
             missing = [blank_window(features, list(engine.encoders), engine.task.window, n) for n in (0, 1)]

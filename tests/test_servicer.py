@@ -263,7 +263,7 @@ def test_a_live_client_that_never_reads_is_told_to_resume_and_holds_no_place_mea
 
     async def scenario() -> None:
         made = offer(window=WindowSettings(clips=4, lookahead=2, min_clips=1))
-        settings = Settings(unread=0.3, ahead=1e9)
+        settings = Settings(unread=0.3, ahead=1e9, outbox=10_000)
         async with serving([made], stream=settings) as server:
             options = [("grpc.http2.lookahead_bytes", 1), ("grpc.http2.bdp_probe", 0)]
             with grpc.insecure_channel(server.where, options=options) as channel:

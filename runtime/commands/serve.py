@@ -1,6 +1,7 @@
 """``legato serve``: bundles for clients over gRPC, until SIGTERM or Ctrl-C."""
 
 import asyncio
+import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 GB, HOUR = 1 << 30, 3600.0
+KERNELS = 128  # that oneDNN keeps, one for each layer and batch size met lately; its own 1024 take 200 MB in time
 
 
 @app.command(epilog="For example: legato serve --listen 127.0.0.1:50051 --metrics 127.0.0.1:9090")
@@ -62,6 +64,7 @@ def serve(
     from runtime.serve.server import ServeConfig
 
     logs.setup(log, level=log_level)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))  # read when torch computes for the first time
     config = ServeConfig(
         bundles=tuple(bundle or ("talk",)),
         listen=listen,

@@ -2,9 +2,11 @@
 
 A camera brings a second of media in a second. What is sent faster is a backlog (a link that was away for a moment), a
 file whose sender forgot to say ``recorded``, or a flood. A bucket of media seconds tells them apart: it fills with what
-is sent, and leaks with the time that passes, connected or not. A full bucket is not read from; whoever keeps it full
-is no live stream. A packet costs a little whatever its time says, so that times which stand still or jump are no way
-around. A recorded stream needs no allowance: it has no clock, and gives way to those that have (``pacing.Pace``).
+is sent, and leaks with the time that passes, connected or not. Once it holds a few seconds it is read from at a few
+times the pace of a live stream, so that whoever fills it costs no more than as many neighbours; a full one is not read
+from at all, and whoever keeps it full is no live stream. A packet costs a little whatever its time says, so that times
+which stand still or jump are no way around. A recorded stream needs no allowance: it has no clock, and gives way to
+those that have (``pacing.Pace``).
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,6 +19,8 @@ __all__ = ["Allowance"]
 
 JUMP = 2.0  # seconds of capture time: a longer step is no media but a clock that was set
 JUMP_COST = 0.1  # seconds of media that such a step counts for
+EASY = 1 / 4  # of a bucket, up to which it is read from as fast as it is filled
+CATCH_UP = 8.0  # times the pace of a live stream at which it is read from beyond that
 BANK = 120.0  # seconds of media that a stream may be behind the clock, and so bring at once
 
 
@@ -43,6 +47,7 @@ class Allowance:
         self._brought = dict.fromkeys(self._ticks, 0.0)  # seconds of media
         self._level, self._at = -min(credit, BANK), now
         self._full_since: float | None = None
+        self._not_before = now
 
     def spend(self, packets: Iterable[pb.Packet], now: float) -> None:
         """These were read."""
@@ -58,14 +63,17 @@ class Allowance:
                 self._newest[wire.modality] = at
                 self._brought[wire.modality] += step if 0 <= step <= JUMP else JUMP_COST
         self._leak(now)
-        self._level += max(count * self._least, max(self._brought.values()) - before)
+        cost = max(count * self._least, max(self._brought.values()) - before)
+        self._level += cost
+        if self._level > EASY * self._most:
+            self._not_before = max(self._not_before, now) + cost / CATCH_UP
         if self._full_since is None and self._level > self._most:
             self._full_since = now
 
     def full(self, now: float) -> bool:
         """Whether nothing is to be read now."""
         self._leak(now)
-        return self._level > self._most
+        return self._level > self._most or now < self._not_before
 
     def abused(self, now: float) -> bool:
         """Whether it was filled up again and again for longer than patience lasts."""

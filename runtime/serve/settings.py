@@ -17,7 +17,7 @@ class Settings:
     answer_within: float = 1.0  # after a clip closed, or was due if the sender is ahead of real time
     idle: float = 30.0  # without a message from a client that has not ended its stream
     unread: float = 6.0  # that a live client reads nothing of what waits for it; the stream is kept for it to resume
-    ahead: float = 30.0  # of media that a live stream may bring before its time; beyond that it is not read from
+    ahead: float = 20.0  # of media that a live stream may bring before its time; beyond that it is not read from
     flood: float = 3.0  # that it may stay there, before it is ended
     live_packets: int = 4000  # of a live stream in a second; each counts for its part of it, whatever its time
     report_interval: float = 2.0  # between StreamStats
