@@ -1,5 +1,6 @@
 """PolyViT against its paper and public code: parameters, cost, golden vectors, what is shared and what is not."""
 
+import re
 from dataclasses import replace
 from fractions import Fraction
 
@@ -399,5 +400,93 @@ def test_a_batch_that_does_not_fit_is_one_sentence(tiny):
         tiny.encode(CLIPS["video"], "text")
     with pytest.raises(DataError, match=r"the model takes spectrograms, not samples; set audio\.front"):
         model.encode(torch.randn(1, 6400), "audio")
-    with pytest.raises(DataError, match="audio of 3x80x48 came to a tokenizer of 3x40x48"):
-        tiny.encode(torch.randn(1, 12_800), "audio")
+    with pytest.raises(DataError, match="clips of 10 frames came to the tokenizer of pictures; give one frame each"):
+        tiny.encode(CLIPS["video"], "image")
+
+
+@pytest.mark.parametrize("shape", [(1, 12_800), (1, 40), (6400,), (1, 1, 6400)])
+def test_sound_of_another_length_is_refused(tiny, shape):
+    with pytest.raises(
+        DataError, match=r"came to a tokenizer of \(batch, 6400\) floats, 0.4 s at 16000 Hz; cut and res"
+    ):
+        tiny.encode(torch.zeros(shape), "audio")
+
+
+@pytest.mark.parametrize(
+    "clips", [torch.zeros(1, 10, 64, 64), torch.zeros(1, 64, 64).byte(), torch.zeros(1, 10, 64, 64, 2).byte()]
+)
+def test_what_is_no_picture_is_refused(tiny, clips):
+    with pytest.raises(DataError, match=r"are no pictures; give uint8 \(batch, frames, rows, columns\), gray, or with"):
+        tiny.encode(clips, "video")
+
+
+def test_tasks_may_come_from_a_command_line():
+    text = '[{"name": "digits", "modality": "audio", "classes": 10}]'
+    changed = override(PRESETS["polyvit_tiny"], {"tasks": text, "image": "null"})
+    assert changed.tasks == (TaskHead(name="digits", modality="audio", classes=10),)
+    with pytest.raises(UsageError, match="modality='smell' is not of type"):
+        override(PRESETS["polyvit_tiny"], {"tasks": text.replace("audio", "smell")})
+
+
+# --- another implementation ---
+
+
+def test_the_image_path_is_the_vision_transformer_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    theirs = transformers.ViTModel(
+        transformers.ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=24,
+            image_size=32,
+            patch_size=8,
+            layer_norm_eps=1e-6,
+            hidden_act="gelu_pytorch_tanh",
+        ),
+        add_pooling_layer=False,
+    ).eval()
+    config = replace(SMALL, dim=16, depth=3, mlp_dim=24, adapt=1, tasks=())
+    model = PolyViT(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    state = theirs.state_dict()
+    pairs = {
+        "embeddings.cls_token": model.tokenizers["image"].cls,
+        "embeddings.position_embeddings": model.tokenizers["image"].positions,
+        "embeddings.patch_embeddings.projection.weight": model.tokenizers["image"].embed.project.weight,
+        "embeddings.patch_embeddings.projection.bias": model.tokenizers["image"].embed.project.bias,
+        "layernorm.weight": model.encoder.norm.weight,
+        "layernorm.bias": model.encoder.norm.bias,
+    }
+    blocks = [*model.tokenizers["image"].blocks, *model.encoder.blocks]
+    state |= pairs | {key: value for key in state if (value := of_block(key, blocks)) is not None}
+    theirs.load_state_dict(state)
+    x = batch("image")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.tokens(x, "image"), theirs(pixel_values=x).last_hidden_state, atol=1e-5, rtol=1e-5
+        )
+
+
+PARTS = {  # of the names of transformers 4 and 5
+    "norm1": ("layernorm_before",),
+    "norm2": ("layernorm_after",),
+    "attention.query": ("query", "q_proj"),
+    "attention.key": ("key", "k_proj"),
+    "attention.value": ("value", "v_proj"),
+    "attention.out": ("attention.output.dense", "o_proj"),
+    "mlp.first": ("intermediate.dense", "fc1"),
+    "mlp.second": ("output.dense", "fc2"),
+}
+
+
+def of_block(key, blocks):
+    """Our parameter for a key of theirs; None where it is of no block."""
+    found = re.search(r"layers?\.(\d+)\.(.*)\.(weight|bias)$", key)
+    if found is None:
+        return None
+    layer, middle, last = found.groups()
+    part = next(part for part, names in PARTS.items() if middle.endswith(names))
+    return blocks[int(layer)].get_parameter(f"{part}.{last}")

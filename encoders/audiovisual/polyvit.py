@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -215,14 +215,26 @@ class PolyViT(nn.Module):
         pick(self.tokenizers._modules, modality, "modality")
         if modality == "audio":
             return self._spectrograms(clips)
-        pictures = _pictures(clips)
+        pictures = signed_pictures(clips)
+        if modality == "image" and pictures.shape[2] != 1:
+            raise DataError(
+                f"clips of {pictures.shape[2]} frames came to the tokenizer of pictures; give one frame each"
+            )
         return pictures[:, :, 0] if modality == "image" else pictures
 
-    def _spectrograms(self, clips: Float[Tensor, "b s"]) -> Float[Tensor, "b 3 t f"]:
-        assert self.config.audio is not None, "there is a tokenizer of sound"
-        if not self.config.audio.front:
+    def _spectrograms(self, clips: Tensor) -> Float[Tensor, "b 3 t f"]:
+        part = self.config.audio
+        assert part is not None, "there is a tokenizer of sound"
+        if not part.front:
             raise DataError("the model takes spectrograms, not samples; set audio.front")
-        return FRONTS[self.config.audio.front](clips)[:, None].expand(-1, 3, -1, -1)
+        front = FRONTS[part.front]
+        samples = int(part.clip_seconds * front.sample_rate)
+        if clips.ndim != 2 or clips.shape[1] != samples or not clips.is_floating_point():
+            raise DataError(
+                f"sound of shape {tuple(clips.shape)} came to a tokenizer of (batch, {samples}) floats, "
+                f"{float(part.clip_seconds):g} s at {front.sample_rate} Hz; cut and resample it"
+            )
+        return front(clips)[:, None].expand(-1, 3, -1, -1)
 
     def features(
         self, x: Float[Tensor, "b c *t h w"], modality: str, stochastic_depth: float = 0.0
@@ -276,10 +288,6 @@ class PolyViT(nn.Module):
 def _blocks(blocks: object) -> list[Block]:
     assert isinstance(blocks, nn.ModuleList)
     return [block for block in blocks if isinstance(block, Block)]
-
-
-def _pictures(clips: UInt8[Tensor, "b t h w *rgb"]) -> Float[Tensor, "b 3 t h w"]:
-    return signed_pictures(clips)
 
 
 def _served(config: PolyViTConfig) -> tuple[dict[str, str], Fraction]:

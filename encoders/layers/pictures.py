@@ -1,18 +1,27 @@
 """Pictures as the public vision transformers see them: channels first, values from -1 to 1."""
 
-from jaxtyping import Float, UInt8
+import torch
+from jaxtyping import Float
 from torch import Tensor
+
+from encoders.errors import DataError
 
 __all__ = ["signed_pictures"]
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def signed_pictures(clips: UInt8[Tensor, "b t h w *rgb"], channels: int = 3) -> Float[Tensor, "b c t h w"]:
+def signed_pictures(clips: Tensor, channels: int = 3) -> Float[Tensor, "b c t h w"]:
     """uint8 clips, gray (B, T, H, W) or rgb (B, T, H, W, 3), as (B, C, T, H, W) in [-1, 1]: x / 127.5 - 1.
 
-    Gray is repeated for a model of three ``channels``; colours are mixed for a model of one.
+    Gray is repeated for a model of three ``channels``; colours are mixed for a model of one. Raises DataError on
+    anything but such clips.
     """
+    if clips.dtype != torch.uint8 or clips.ndim not in (4, 5) or (clips.ndim == 5 and clips.shape[-1] != 3):
+        raise DataError(
+            f"clips of {'x'.join(map(str, clips.shape))} {str(clips.dtype).removeprefix('torch.')} are no pictures; "
+            "give uint8 (batch, frames, rows, columns), gray, or with a last axis of 3 colours"
+        )
     x = clips.float() / 127.5 - 1
     if clips.ndim == 4:
         return x[:, None].expand(-1, channels, -1, -1, -1)
