@@ -57,7 +57,7 @@ def _autocontrast(clip: Clip, share: float, random: np.random.Generator) -> Clip
     high = clip.max((0, 1, 2), keepdims=True).astype(np.float32)
     flat = high <= low
     scale = 255 / np.where(flat, 1, high - low)
-    return np.where(flat, clip, (clip - low) * scale).astype(np.uint8)
+    return np.where(flat, clip, np.rint((clip - low) * scale)).astype(np.uint8)
 
 
 def _equalize(clip: Clip, share: float, random: np.random.Generator) -> Clip:
