@@ -36,6 +36,16 @@ from encoders.video.views import View, coarsest_first, parse_views
 __all__ = ["MTV", "PRESETS", "Ensemble", "MTVConfig", "ViewTokens", "zero_head"]
 
 
+CHOICES = {
+    "region": ("frame", "face"),
+    "fusion": ("cross", "bottleneck", "mlp", "late"),
+    "fusion_width": ("query", "key_value"),
+    "merge": ("channel", "time"),
+    "classifier": ("token", "gap"),
+    "average": ("logits", "probabilities"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class MTVConfig:
     """Sizes of the network; the defaults are MTV-B's on Kinetics."""
@@ -67,6 +77,8 @@ class MTVConfig:
     def __post_init__(self) -> None:
         if not self.parsed:
             raise ConfigError("there are no views; write for example B/2+S/4+Ti/8")
+        self._check_names()
+        self._check_numbers()
         self._check_geometry()
         self._check_fusion()
         self._check_global()
@@ -129,13 +141,29 @@ class MTVConfig:
         """Stochastic depth of a view's layer; past its own depth the line goes on, as in the public code."""
         return self.drop_path * layer / max(view.layers - 1, 1)
 
-    def _check_geometry(self) -> None:
-        if self.classes < 0:
-            raise ConfigError(f"classes {self.classes} is no number of classes; use 0 for features, or more")
+    def _check_names(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                known = f"{', '.join(choices[:-1])} or {choices[-1]}"
+                raise ConfigError(f"{name} {getattr(self, name)!r} is unknown; use {known}")
+
+    def _check_numbers(self) -> None:
         if self.channels not in (1, 3):
             raise ConfigError(f"channels {self.channels} is neither gray nor RGB; use 1 or 3")
-        if self.region not in ("frame", "face"):
-            raise ConfigError(f"region {self.region!r} is unknown; use 'frame' or 'face'")
+        if self.classes < 0:
+            raise ConfigError(f"classes {self.classes} is no number of classes; use 0 for features, or more")
+        for name in ("frames", "size", "global_layers", "global_heads", "global_mlp", "global_width"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
+        for name in ("dropout", "attention_dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} must lie in [0, 1); use 0 to drop nothing")
+        if self.clip_seconds <= 0 or not 0 < self.crop_share <= 1:
+            raise ConfigError(
+                f"clip_seconds {self.clip_seconds} must be > 0 and crop_share {self.crop_share} lie in (0, 1]"
+            )
+
+    def _check_geometry(self) -> None:
         for steps in self.steps:
             if steps % min(self.steps) or (self.merge == "channel" and max(self.steps) % steps):
                 raise ConfigError(
@@ -148,18 +176,31 @@ class MTVConfig:
             return
         if len(self.parsed) == 1:
             raise ConfigError(f"fusion {self.fusion!r} needs two views and there is one; add a view or use 'late'")
+        if not self.fusion_layers:
+            raise ConfigError(f"fusion {self.fusion!r} happens in no layer; name some, or use 'late'")
         for layer in self.fusion_layers:
             if not 0 <= layer < self.depth:
                 raise ConfigError(
                     f"fusion layer {layer} lies outside 0..{self.depth - 1}; choose layers that are there"
                 )
+            if self.fusion_layers.count(layer) > 1:
+                raise ConfigError(f"fusion layer {layer} is named twice; name it once")
         if self.fusion == "bottleneck" and self.bottlenecks < 1:
             raise ConfigError(f"{self.bottlenecks} bottleneck tokens carry nothing; use at least 1, or fusion 'late'")
         if self.fusion == "mlp":
             self._check_neighbours()
-        deepest = max(self.drop_at(layer, view) for layer in self.fusion_layers or (0,) for view in self.parsed)
-        if deepest >= 1:
-            raise ConfigError(f"drop_path {self.drop_path} reaches {deepest:.2f} past the shallowest view; use less")
+        if self.fusion == "cross":
+            self._check_ramp()
+
+    def _check_ramp(self) -> None:
+        """The ramp of a view that is asked goes on past its depth, and must end before everything is dropped."""
+        last, view = max(self.fusion_layers), min(self.parsed[1:], key=lambda view: view.layers)
+        if self.drop_at(last, view) >= 1:
+            most = math.floor(1000 * max(view.layers - 1, 1) / last) / 1000
+            raise ConfigError(
+                f"drop_path {self.drop_path} reaches {self.drop_at(last, view):.2f} in layer {last}, past a view's own "
+                f"{view.layers}; use {most} at most"
+            )
 
     def _check_neighbours(self) -> None:
         """Tokens lie side by side only where each coarse one has the same number of finer ones."""
@@ -228,7 +269,7 @@ class MTV(nn.Module):
         x = self.read(video)
         return x.mean((1, 2)) if self.config.keep_space else x
 
-    def dense(self, video: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b t h w d"]:
+    def dense(self, video: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b u y x d"]:
         """A feature for every time step and place, for heads that answer where; needs ``keep_space``."""
         if not self.config.keep_space:
             raise ConfigError("this model keeps no places; build it with keep_space=true and classifier=gap")

@@ -214,7 +214,7 @@ class MultiviewEncoder(nn.Module):
         batch = next(len(x) for x in tokens if x is not None)
         if presence is not None:
             presence = presence.repeat_interleave(self.groups, 0)  # (G, V)
-        bottleneck = None if self.bottleneck is None else self.bottleneck.expand(batch, -1, -1, -1).flatten(0, 1)
+        bottleneck = None if self.bottleneck is None else self.bottleneck.repeat(batch, 1, 1, 1).flatten(0, 1)
         for layer in self.layers:
             xs, bottleneck = layer(xs, presence, bottleneck)
         return [x if x is None or t is None else x.reshape(t.shape) for x, t in zip(xs, tokens, strict=True)]

@@ -1,24 +1,25 @@
 """MTV's parameter names in the public Flax code (google-research/scenic, projects/mtv), and starting from other models.
 
 A released checkpoint (Flax only) is read through `rules`. Training starts from one image ViT for each view
-(`from_image_vits`) or from an MTV of another size (`from_mtv`); what neither fills keeps its first values.
+(`initialise`) or from an MTV of another size (`from_mtv`); what neither fills keeps its first values.
 """
 
 from collections.abc import Mapping, Sequence
+from math import isqrt
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from encoders.audiovisual.mm_mix import MMMix
 from encoders.errors import DataError
-from encoders.layers.embed import inflate
 from encoders.layers.positions import resize_grid, resize_time
 from encoders.video.mtv import MTV, MTVConfig
 from encoders.video.views import View
-from encoders.weights.rules import Rule, attention, block, conv, convert, convolution, linear, mlp, norm
+from encoders.weights.image_vit import ImageViT
+from encoders.weights.rules import Rule, attention, block, convolution, linear, mlp, norm
 
-__all__ = ["from_image_vits", "from_mtv", "rules"]
+__all__ = ["from_mtv", "initialise", "rules"]
 
 
 def rules(config: MTVConfig) -> list[Rule]:
@@ -87,125 +88,115 @@ def _global(config: MTVConfig) -> list[Rule]:
     return table
 
 
-def from_image_vits(model: MTV, trees: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
-    """The weights of ``model``, every view begun from an image ViT of its size (one tree each, coarsest view first).
+def initialise(
+    model: MTV | MMMix, images: Sequence[ImageViT], *, inflation: str = "central", what: str = "the image ViT"
+) -> None:
+    """Start every view of ``model`` from an image ViT of its size, one for each view in the order of ``config.parsed``.
 
-    Patch kernels are zoomed to the view's patch and put at the middle frame of its tubelet; the class token is taken
-    for every time step, positions are zoomed to the view's grid, blocks go to the blocks of the same layer. What joins
-    the views keeps its first values, and so do the global encoder and the head. A tree may be of scenic or of the
-    original ViT release (``MultiHeadDotProductAttention_1``). Raises DataError where a ViT is of another size.
+    Patch kernels become tubelets (see `encoders.layers.embed.inflate`), zoomed where patches differ; the class token is
+    taken for every time step, positions are zoomed to the view's grid, each block goes to the view's block of the same
+    layer. What joins views, the global encoder and the head stay as they are, and so does a class position that the
+    picture does not have; the picture's last norm has no place. Raises DataError where numbers or sizes differ.
     """
-    config, own = model.config, model.state_dict()
-    if len(trees) != len(config.parsed):
-        raise DataError(f"{len(config.parsed)} views cannot begin from {len(trees)} image models; give one for each")
-    out = dict(own)
-    for i, (view, tree) in enumerate(zip(config.parsed, trees, strict=True)):
-        table = _image_rules(i, view.heads)
-        places = {key: value for key, value in own.items() if any(rule.backward(key) is not None for rule in table)}
-        out |= convert(_as_view(tree, view, config, i), table, places, what=f"the image model of view {i}")
-    return out
+    views = model.config.parsed
+    if len(images) != len(views):
+        raise DataError(f"{len(views)} views cannot start from {len(images)} image models; give one for each")
+    new: dict[str, Tensor] = {}
+    for i, (view, image) in enumerate(zip(views, images, strict=True)):
+        _check_sizes(view, image, f"{what} of view {i}")
+        new |= _view_from(model, i, view, image, inflation)
+    _, unexpected = model.load_state_dict(new, strict=False)
+    assert not unexpected, f"{unexpected} are not of an MTV"
 
 
-def _image_rules(i: int, heads: int) -> list[Rule]:
-    theirs, ours = "Transformer/encoderblock_{l}", f"encoder.layers.{{l}}.blocks.{i}"
-    released = [
-        *attention(f"{theirs}/MultiHeadDotProductAttention_1", f"{ours}.attention", heads),
-        *norm(f"{theirs}/LayerNorm_2", f"{ours}.norm2"),
-        *mlp(f"{theirs}/MlpBlock_3", f"{ours}.mlp"),
-    ]
-    dropped = ("Transformer/encoder_norm", "output_projection", "pre_logits", "head")
-    return [
-        *convolution("embedding", f"tokens.{i}.embed.project", 3),
-        Rule("cls", f"tokens.{i}.cls"),
-        Rule("Transformer/posembed_input/pos_embedding", f"tokens.{i}.positions"),
-        *block(theirs, ours, heads),
-        *released,
-        *(Rule(f"{name}/{{x:s}}", None) for name in dropped),
-    ]
+def _check_sizes(view: View, image: ImageViT, what: str) -> None:
+    sizes = {"width": image.dim, "layers": image.depth, "heads": image.heads, "mlp": image.mlp_dim}
+    for name, size in sizes.items():
+        if size != getattr(view, name):
+            raise DataError(f"{what} has {name} {size} and the view {getattr(view, name)}; give views coarsest first")
 
 
-def _as_view(tree: Mapping[str, np.ndarray], view: View, config: MTVConfig, i: int) -> dict[str, np.ndarray]:
-    """An image model's arrays with kernel, class token and positions made for a view."""
-    steps, rows, columns = config.grid(view)
-    out = dict(tree)
-    kernel, table = "embedding/kernel", "Transformer/posembed_input/pos_embedding"
-    if kernel in out and out[kernel].ndim == 4:
-        flat = _zoomed(torch.from_numpy(np.ascontiguousarray(conv(out[kernel]), np.float32)), view.patch)
-        if config.channels == 1:
-            flat = flat.sum(1, keepdim=True)  # a gray picture is three equal channels
-        out[kernel] = inflate(flat, view.tubelet).permute(2, 3, 4, 1, 0).numpy()
-    if table in out and out[table].ndim == 3:
-        out[table] = _positions(out[table], (rows, columns), config.class_tokens, f"the image model of view {i}")
-    if "cls" in out:
-        out["cls"] = np.repeat(out["cls"].reshape(1, 1, 1, -1), steps, 1)
-        if not config.class_tokens:
-            del out["cls"]
-    return out
+def _view_from(model: MTV | MMMix, i: int, view: View, image: ImageViT, inflation: str) -> dict[str, Tensor]:
+    config, name = model.config, f"tokens.{i}"
+    steps, *grid = config.grid(view)
+    first, rest = image.positions_at((grid[0], grid[1]))
+    if not first.shape[1]:
+        first = model.state_dict()[f"{name}.positions"][:, :1].cpu()
+    new = {
+        f"{name}.embed.project.weight": _kernel(view, image, inflation, config.channels),
+        f"{name}.embed.project.bias": image.bias,
+        f"{name}.positions": torch.cat([first[:, : config.class_tokens], rest], 1),
+    }
+    if image.cls is not None and config.class_tokens:
+        new[f"{name}.cls"] = image.cls[:, None].repeat(1, steps, 1, 1)
+    for key, value in image.encoder.items():
+        if key.startswith("blocks."):
+            _, layer, leaf = key.split(".", 2)
+            new[f"encoder.layers.{layer}.blocks.{i}.{leaf}"] = value
+    return new
 
 
-def _positions(table: np.ndarray, grid: tuple[int, int], class_tokens: int, what: str) -> np.ndarray:
-    """(1, N, D) of a square picture, with or without a class position, for a grid, with or without one."""
-    count = table.shape[1]
-    side = int(count**0.5)
-    if count - side * side not in (0, 1):
-        raise DataError(f"{what} has {count} positions, which are no square with or without a class; give an image ViT")
-    zoomed_table = resize_grid(torch.from_numpy(np.ascontiguousarray(table, np.float32)), (side, side), grid)
-    spare = zoomed_table.shape[1] - grid[0] * grid[1]
-    if spare < class_tokens:
-        zoomed_table = torch.cat([torch.zeros_like(zoomed_table[:, :1]), zoomed_table], 1)
-    return zoomed_table[:, spare if spare > class_tokens else 0 :].numpy()
+def _kernel(view: View, image: ImageViT, inflation: str, channels: int) -> Tensor:
+    """A tubelet's kernel; of sound a picture's, for a spectrogram is cut as one; flow and sound have three channels."""
+    if view.sees == "audio":
+        return image.tubelet((1, *view.patch))[:, :, 0]
+    return image.tubelet((view.tubelet, *view.patch), inflation, channels if view.sees == "rgb" else 3)
 
 
-def _zoomed(kernel: Tensor, size: Sequence[int]) -> Tensor:
-    """A patch kernel (D, C, [t,] h, w) at another size: linear, corners on corners."""
-    if tuple(kernel.shape[2:]) == tuple(size):
-        return kernel
-    mode = "bilinear" if len(size) == 2 else "trilinear"
-    return interpolate(kernel, tuple(size), mode=mode, align_corners=True)
-
-
-def from_mtv(model: MTV, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_mtv(model: MTV | MMMix, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of ``model`` begun from an MTV of the same views at another length, size, tubelet or head.
 
     Class tokens, the global encoder's positions and bottlenecks are zoomed in time, views' positions in space, kernels
     in both; a head of other classes keeps its first values. Raises DataError naming what else differs.
     """
     own = model.state_dict()
-    grids = {f"tokens.{i}.positions": model.config.grid(view)[1:] for i, view in enumerate(model.config.parsed)}
-    out = {}
+    out: dict[str, Tensor] = {}
     for key in sorted(own.keys() | weights.keys()):
-        if key in ("head.weight", "head.bias") and (key not in weights or _differ(own, weights, key)):
-            if key in own:
-                out[key] = own[key]
+        same = key in own and key in weights and own[key].shape == weights[key].shape
+        if key.startswith("head.") and not same:
+            out |= {key: own[key]} if key in own else {}
             continue
         if key not in own or key not in weights:
             what = "lacks" if key in own else "has"
             raise DataError(f"the model to begin from {what} {key}; begin from one with the same views and fusion")
-        out[key] = weights[key]
-        if _differ(own, weights, key):
-            out[key] = _fitted(weights[key], own[key], key, grids.get(key), model.config.class_tokens)
+        out[key] = weights[key] if same else _fitted(weights[key], own[key], key, model.config)
     return out
 
 
-def _differ(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], key: str) -> bool:
-    return key not in own or own[key].shape != weights[key].shape
-
-
-def _fitted(source: Tensor, target: Tensor, key: str, grid: tuple[int, int] | None, spare: int) -> Tensor:
-    """``source`` zoomed to the shape of ``target``, where its axes are time or space; ``spare`` class positions."""
-    if source.ndim == target.ndim and source.shape[-1] == target.shape[-1] and grid is not None:
-        moved = torch.from_numpy(_positions(source.numpy(), grid, spare, key))
-    elif key == "global_encoder.positions" and source.shape[-1] == target.shape[-1]:
-        moved = resize_time(source, source.shape[1] - spare, target.shape[1] - spare)
-    elif key.endswith(".cls") or key == "encoder.bottleneck":  # (1, T_i, n, D)
-        moved = resize_time(source.flatten(2), source.shape[1], target.shape[1]).unflatten(2, source.shape[2:])
-    elif key.endswith("embed.project.weight"):
-        moved = _zoomed(source, target.shape[2:])
-    else:
-        moved = source
+def _fitted(source: Tensor, target: Tensor, key: str, config: MTVConfig) -> Tensor:
+    """``source`` zoomed to the shape of ``target``, where its axes are time or space."""
+    moved = source
+    if source.ndim == target.ndim:
+        if key.endswith("embed.project.weight"):
+            moved = interpolate(source, target.shape[2:], mode="trilinear", align_corners=True)
+        elif key == "global_encoder.positions":
+            moved = _global_positions(source, config)
+        elif key.endswith(".positions"):  # tokens.{i}.positions
+            moved = _view_positions(source, config, config.parsed[int(key.split(".")[1])])
+        elif source.ndim == 4:  # a class token or bottlenecks, (1, T_i, N, D)
+            moved = resize_time(source.flatten(2), source.shape[1], target.shape[1]).unflatten(2, source.shape[2:])
     if moved.shape != target.shape:
         raise DataError(
             f"{key} of the model to begin from is {tuple(source.shape)}, here it is {tuple(target.shape)}; "
             "begin from one with the same views and fusion"
         )
     return moved
+
+
+def _view_positions(source: Tensor, config: MTVConfig, view: View) -> Tensor:
+    """Zoomed in space: pictures stay square, and sound keeps its mel bins."""
+    rows, columns = config.grid(view)[1:]
+    places = source.shape[1] - config.class_tokens
+    before = places // columns if view.sees == "audio" else isqrt(places * rows // columns)
+    return resize_grid(source, (before, places // max(before, 1)), (rows, columns))
+
+
+def _global_positions(source: Tensor, config: MTVConfig) -> Tensor:
+    """Zoomed in time; those of views that lie one after the other, view by view."""
+    first, rest = source.split([config.class_tokens, source.shape[1] - config.class_tokens], 1)
+    new = config.steps if config.merge == "time" else [max(config.steps)]
+    old = [steps * rest.shape[1] // sum(new) for steps in new]
+    if sum(old) != rest.shape[1]:
+        return source  # of no clip whose views are these
+    parts = [resize_time(part, o, n) for part, o, n in zip(rest.split(old, 1), old, new, strict=True)]
+    return torch.cat([first, *parts], 1)
