@@ -21,6 +21,7 @@ _TOKEN_LEARNER = "encoders.video.token_learner:TokenLearner"
 _POLYVIT = "encoders.audiovisual.polyvit:PolyViT"
 _MTV = "encoders.video.mtv:MTV"
 _MTV_ENSEMBLE = "encoders.video.mtv:Ensemble"
+_MM_MIX = "encoders.audiovisual.mm_mix:MMMix"
 
 ENCODERS: dict[str, str] = {
     "r2plus1d_18": _R2PLUS1D,
@@ -106,6 +107,12 @@ ENCODERS: dict[str, str] = {
     "polyvit_large": _POLYVIT,
     "polyvit_tiny": _POLYVIT,
     "polyvit_tiny_adapt2": _POLYVIT,
+    "mm_mix_base": _MM_MIX,
+    "mm_mix_base_audio": _MM_MIX,
+    "mm_mix_base_flow": _MM_MIX,
+    "mm_mix_base_rgb": _MM_MIX,
+    "mm_mix_large": _MM_MIX,
+    "mm_mix_tiny": _MM_MIX,
 }
 
 
