@@ -71,7 +71,10 @@ def test_json_tells_heads_apart(capsys, tree):
 def test_a_wrong_name_or_folder_is_one_sentence(capsys, tree):
     for options, code, reason in (
         (["kinetic400"], 2, "dataset 'kinetic400' is unknown; did you mean kinetics400"),
-        (["kinetics400:/nowhere"], 1, "dataset folder /nowhere does not exist; give it as kinetics400:PATH"),
+        (["kinetics400:/nowhere"], 1, "dataset folder /nowhere does not exist; give the folder as kinetics400:PATH"),
+        ([f"pets:{__file__}"], 1, "test_datasets_command.py is a file; give the folder as pets:PATH"),
+        ([f"resisc45:{tree}"], 1, "holds no class folder with .jpg files or the like; give the folder that holds"),
+        (["pets:"], 2, "dataset pets has no folder; write pets:PATH\n"),
         ([f"vggsound:{tree}"], 1, "holds no vggsound.csv"),
     ):
         assert cli.run(["datasets", *options]) == code

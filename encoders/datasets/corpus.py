@@ -145,7 +145,8 @@ def survey(text: str, *, splits: Iterable[str] = ()) -> Corpus:
     reader = reader_of(name)
     folder = Path(path).expanduser() if path else shipped(name, DATASETS[name][1])
     if not folder.is_dir():
-        raise DataError(f"dataset folder {folder} does not exist; give it as {name}:PATH")
+        fault = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"dataset folder {folder} {fault}; give the folder as {name}:PATH")
     listed = reader(folder)
     chosen = choose(listed, tuple(splits), text)
     known = reader if isinstance(reader, Reader) else None

@@ -85,7 +85,8 @@ def shipped(name: str, below: str) -> Path:
     """The folder of a dataset given without a path: below the one that LEGATO_DATA names."""
     data = os.environ.get("LEGATO_DATA")
     if not data or not below:
-        raise UsageError(f"dataset {name} has no folder; write {name}:PATH, or name the data folder in LEGATO_DATA")
+        shipped_too = ", or name the data folder in LEGATO_DATA" if below else ""
+        raise UsageError(f"dataset {name} has no folder; write {name}:PATH{shipped_too}")
     return Path(data).expanduser() / below
 
 

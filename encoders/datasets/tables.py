@@ -150,8 +150,10 @@ def class_folders(folder: Path, suffixes: Sequence[str] = PICTURES) -> dict[str,
         classes = {name: sorted(f for f in (folder / name).iterdir() if f.suffix.lower() in suffixes) for name in below}
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror}); give the folder that holds the dataset") from None
-    if not classes:
-        raise DataError(f"{folder} holds no class folder; give the folder that holds the dataset")
+    if not any(classes.values()):
+        raise DataError(
+            f"{folder} holds no class folder with {suffixes[0]} files or the like; give the folder that holds the dataset"
+        )
     empty = [name for name, files in classes.items() if not files]
     if empty:
         raise DataError(f"class {empty[0]!r} is empty ({folder / empty[0]}); fill the folder or remove it")
