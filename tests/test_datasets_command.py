@@ -73,7 +73,7 @@ def test_a_wrong_name_or_folder_is_one_sentence(capsys, tree):
         (["kinetic400"], 2, "dataset 'kinetic400' is unknown; did you mean kinetics400"),
         (["kinetics400:/nowhere"], 1, "dataset folder /nowhere does not exist; give the folder as kinetics400:PATH"),
         ([f"pets:{__file__}"], 1, "test_datasets_command.py is a file; give the folder as pets:PATH"),
-        ([f"resisc45:{tree}"], 1, "holds no class folder with .jpg files or the like; give the folder that holds"),
+        ([f"resisc45:{tree}"], 1, "holds no class folder with .jpg files or the like; give the folder that holds them"),
         (["pets:"], 2, "dataset pets has no folder; write pets:PATH\n"),
         ([f"vggsound:{tree}"], 1, "holds no vggsound.csv"),
     ):

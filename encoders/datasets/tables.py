@@ -152,7 +152,7 @@ def class_folders(folder: Path, suffixes: Sequence[str] = PICTURES) -> dict[str,
         raise DataError(f"{folder} cannot be read ({error.strerror}); give the folder that holds the dataset") from None
     if not any(classes.values()):
         raise DataError(
-            f"{folder} holds no class folder with {suffixes[0]} files or the like; give the folder that holds the dataset"
+            f"{folder} holds no class folder with {suffixes[0]} files or the like; give the folder that holds them"
         )
     empty = [name for name, files in classes.items() if not files]
     if empty:
