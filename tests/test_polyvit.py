@@ -315,6 +315,8 @@ def test_base_looks_for_2_56_seconds_and_hears_eight():
     both, encoder = (PolyViT(c).eval() for c in (config, replace(config, image=None, video=None)))
     assert (both.modalities, both.clip_seconds) == (("video",), Fraction(64, 25))
     assert (encoder.modalities, encoder.clip_seconds) == (("audio",), 8)
+    spectrograms = override(PRESETS["polyvit_tiny"], {"audio.front": ""})
+    assert PolyViT(spectrograms).modalities == ("video",)
     assert encoder.encode(torch.randn(1, 8 * 16_000) / 10).shape == (1, 8)
 
 

@@ -299,8 +299,10 @@ def _served(config: PolyViTConfig) -> tuple[dict[str, str], Fraction]:
     timed = [(name, part) for name, part in (("video", config.video), ("audio", config.audio)) if part is not None]
     if not timed:
         return {"video": "image"}, VideoInput().clip_seconds
-    length = timed[0][1].clip_seconds
-    return {name: name for name, part in timed if part.clip_seconds == length}, length
+    first, length = timed[0][0], timed[0][1].clip_seconds
+    heard = config.audio is not None and bool(config.audio.front)  # else it takes spectrograms, which no stream brings
+    beside = [name for name, part in timed[1:] if part.clip_seconds == length and heard]
+    return {name: name for name in (first, *beside)}, length
 
 
 def _head(dim: int, task: TaskHead) -> nn.Linear:
