@@ -7,6 +7,7 @@ what came out, it is the bundle.
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from encoders import registry
 from encoders.adapters import spec_of
+from encoders.clips import AudioSpec, ClipSpec
 from encoders.errors import DataError
 from encoders.heads import HEADS, build_head
 from encoders.settings import override, to_dict
@@ -75,6 +77,8 @@ def assemble(plan: Plan) -> Assembled:
     """The bundle that was asked for; raises LegatoError, in one sentence, where parts are missing or do not fit."""
     if not plan.encoders:
         raise UsageError("a bundle needs an encoder; name one with --video or --audio, or give a recipe")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", plan.name):
+        raise UsageError(f"a bundle cannot be called {plan.name!r}; give --name of letters, digits, and _ . - within")
     return _Assembly(plan).assembled()
 
 
@@ -133,6 +137,7 @@ class _Assembly:
                 raise UsageError(
                     f"{choice.preset} is for {' and '.join(encoder.modalities)}; name another preset for the other"
                 )
+            _check_clip(encoder, modality, seconds)
             self.tensors[file] = self._weights(choice, encoder, modality)
             made[modality] = {"preset": choice.preset, "overrides": overrides, "weights": file}, int(encoder.dim)
         return made
@@ -234,6 +239,13 @@ def _overrides(choice: EncoderChoice, seconds: Fraction | None) -> dict[str, Any
         changes |= {key: seconds for key, value in _clips_of(fields) if value != seconds}
     plain, own = to_dict(preset), to_dict(override(config, changes))
     return {name: value for name, value in own.items() if value != plain[name]}
+
+
+def _check_clip(encoder: Any, modality: str, seconds: Fraction) -> None:
+    """Raises ConfigError where a clip is no whole number of ticks of the grid, or of samples."""
+    spec = spec_of(encoder, modality)
+    clip = ClipSpec(seconds=seconds, audio=spec if isinstance(spec, AudioSpec) else None)
+    assert clip.flicks and (clip.audio is None or clip.samples)
 
 
 def _clips_of(fields: Mapping[str, Any]) -> list[tuple[str, Fraction]]:

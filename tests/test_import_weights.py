@@ -115,6 +115,13 @@ def test_a_clips_model_starts_from_a_pictures(tmp_path):
     assert torch.equal(again[drawn], weights[drawn])  # the same seed
 
 
+def test_a_model_of_many_modalities_starts_from_one_picture_model(tmp_path):
+    c = config_of("polyvit_tiny")
+    vit = image_vit(tmp_path / "vit.npz", c.dim, c.heads, c.mlp_dim, c.depth)
+    assert run(tmp_path, "polyvit_tiny", vit, "--layout", "image_vit") == 0
+    build("polyvit_tiny").load_state_dict(load_file(tmp_path / "w.safetensors"))
+
+
 def test_attention_in_time_may_start_as_nothing(tmp_path, capsys):
     vit = image_vit(tmp_path / "vit.npz", dim=8, heads=2, mlp_dim=16)
     options = [vit, "--layout", "image_vit", *SETTINGS, "--time", "zero"]

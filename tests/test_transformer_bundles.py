@@ -4,18 +4,27 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 
+from encoders.adapters import adapted
 from encoders.checkpoint import save_weights
 from encoders.registry import ENCODERS, build
+from encoders.serving import served
 from runtime import cli
 from runtime.bundle import SHIPPED, Bundle
+from runtime.engine import blank
+from runtime.forward import Forward
 from runtime.packet import Packet
 from runtime.recording import RecordingWriter
 from runtime.sources import open_source
 
 TRANSFORMERS = [name for name in ENCODERS if "tiny" in name and not name.startswith(("r2plus1d", "conv2d"))]
+# One of each class at every change, the others with -m slow.
+FIRST = {ENCODERS[name]: name for name in reversed(TRANSFORMERS)}.values()
+PRESETS = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in TRANSFORMERS]
 DEMO = SHIPPED / "talk" / "demo.legato"
 
 
@@ -56,7 +65,7 @@ def encoders_of(preset: str, weights: Path) -> list[object]:
     return mine + other.get(encoder.modalities, [])
 
 
-@pytest.mark.parametrize("preset", TRANSFORMERS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_a_tiny_transformer_replays_a_lossy_recording(preset, recording, tmp_path, capsys):
     options = [*encoders_of(preset, tmp_path / "w.safetensors"), "--labels", "a,b", "--imputer", "lerp"]
     assert make(tmp_path / "made", *options, "--window", 3) == 0
@@ -68,15 +77,17 @@ def test_a_tiny_transformer_replays_a_lossy_recording(preset, recording, tmp_pat
     assert all(p["bundle"] == Bundle.load(tmp_path / "made").hash for p in said)
 
 
-def test_a_joint_encoder_is_one_file_and_one_network(tmp_path):
+def test_a_joint_encoder_is_one_file_and_one_network(tmp_path, capsys):
     joint = [name for name in TRANSFORMERS if build(name).modalities == ("video", "audio")]
-    if not joint:
-        pytest.skip("no joint encoder is registered")
     assert make(tmp_path / "made", *encoders_of(joint[0], tmp_path / "w.safetensors"), "--labels", "a,b") == 0
     bundle = Bundle.load(tmp_path / "made")
     assert {part.weights for part in bundle.manifest.encoders.values()} == {"encoder.safetensors"}
     models = bundle.models()
     assert models.video_encoder.encoder is models.audio_encoder.encoder
+    capsys.readouterr()
+    assert cli.run(["bundle", "check", str(tmp_path / "made"), "--json"]) == 0
+    parameters = json.loads(capsys.readouterr().out)["parameters"]
+    assert parameters["video"] > 0 and parameters["audio"] == 0  # counted once
 
 
 def test_draft_features_imputer_head_bundle_replay(recording, tmp_path, capsys):
@@ -168,6 +179,12 @@ def test_a_face_preset_brings_the_face_finder(tmp_path):
         (["--video", "vivit_tiny", "--labels", "a,b", "--features", "nowhere"], "nowhere is not a feature file"),
         (["--video", "vivit_tiny", "--labels", "a,b", "--clip-seconds", "x"], "--clip-seconds 'x' is no length"),
         (["--video", "vivit_tiny", "--labels", "a,b", "--clip-seconds", "-1"], "--clip-seconds -1 must be above 0"),
+        (
+            ["--video", "vivit_tiny", "--labels", "a,b", "--clip-seconds", "1/3333333333"],
+            "is not a positive multiple of",
+        ),
+        (["--audio", "conv2d_tiny", "--labels", "a,b", "--clip-seconds", "1/44100"], "choose a clip length that gives"),
+        (["--video", "vivit_tiny", "--labels", "a,b", "--name", "a b"], "a bundle cannot be called 'a b'; give --name"),
         (["--video", "vivit_tiny", "recipe.json"], "recipe recipe.json and --video or --audio are two ways"),
     ],
 )
@@ -187,6 +204,24 @@ def test_weights_of_another_preset_are_refused_by_name(tmp_path, capsys):
     assert make(tmp_path / "made", *options) == 1
     err = capsys.readouterr().err
     assert "lacks over_space" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("preset", list(FIRST))
+def test_a_batch_in_bfloat16_gives_the_features_of_one_clip_to_rounding(preset):
+    torch.manual_seed(0)
+    encoder = build(preset).eval()
+    for modality in encoder.modalities:
+        one = adapted(encoder, modality, encoder.dim)
+        clips = [blank(one.spec, one.clip_seconds) for _ in range(3)]
+        draws = np.random.default_rng(0)
+        clips = [draws.integers(0, 255, c.shape, np.uint8) if c.dtype == np.uint8 else
+                 draws.normal(0, 0.1, c.shape).astype(np.float32) for c in clips]  # fmt: skip
+        cpu = torch.device("cpu")
+        exact = np.concatenate([Forward(one, cpu, torch.float32)([clip]) for clip in clips])
+        batch = Forward(served(one, dtype=torch.bfloat16, batched=True), cpu, torch.bfloat16)(clips)
+        scale = np.abs(exact).max()
+        assert np.abs(batch - exact).max() < 0.05 * scale
+        np.testing.assert_allclose(Forward(one, cpu, torch.float32)(clips), exact, atol=1e-5 * scale)
 
 
 @pytest.mark.slow

@@ -190,7 +190,14 @@ def _try(bundle: "Bundle") -> dict[str, int]:
     models = Pipeline.from_bundle(bundle, device="cpu").engine.models
     parts = {"video": models.video_encoder, "audio": models.audio_encoder, "ladder": models.ladder, **models.heads}
     parts["face"] = getattr(models.face, "model", None)
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
+    counted: set[int] = set()  # an encoder that is joint over both modalities counts once, as video
+    out: dict[str, int] = {}
+    for name, part in parts.items():
+        if part is not None:
+            new = {id(p): p.numel() for p in part.parameters() if id(p) not in counted}
+            counted |= new.keys()
+            out[name] = sum(new.values())
+    return out
 
 
 def _facts(bundle: "Bundle") -> dict[str, str]:
