@@ -5,14 +5,17 @@ Everything that can be refused is refused here, before a model is built: an empt
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from encoders.clips import VideoSpec
 from encoders.datasets.corpus import Corpus, open_corpus
 from encoders.datasets.labelled import LabelledClips, Look
 from encoders.datasets.sample import Sample
 from encoders.datasets.views import ClipSampling
+from encoders.errors import ConfigError
 from encoders.recipes import FinetuneConfig
 from encoders.tasks import LabelTask, task_of
+from encoders.video.face_cut import FaceCut
 
 __all__ = ["Split", "open_splits"]
 
@@ -34,12 +37,21 @@ class Split:
         """The samples as an encoder of this spec sees them; decoded here where the config keeps them in memory."""
         config = self.config
         short_side = config.short_side or max(spec.size, round(spec.size / spec.crop_share))
-        look = Look(size=spec.size, short_side=short_side, pixel_format=spec.pixel_format, box=config.box)
+        face = self._face(short_side / spec.size) if spec.region == "face" else None
+        look = Look(size=spec.size, short_side=short_side, pixel_format=spec.pixel_format, box=config.box, face=face)
         sampling = ClipSampling(frames=spec.frames, stride=config.stride, fps=config.fps)
         clips = LabelledClips(self.samples, sampling, look, config.augment)
         if config.cache == "memory":
             clips.keep(config.cache_gb, progress=progress)
         return clips
+
+    def _face(self, margin: float) -> FaceCut:
+        """What shows the encoder faces; the margin is what a random crop may shift."""
+        if not self.config.face:
+            raise ConfigError(
+                f"preset {self.config.preset} looks at faces; name a face net with --set face=BUNDLE/face.safetensors"
+            )
+        return FaceCut.load(Path(self.config.face).expanduser(), margin)
 
 
 def open_splits(config: FinetuneConfig) -> tuple[LabelTask, Split, Split | None]:

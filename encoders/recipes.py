@@ -44,6 +44,7 @@ class FinetuneConfig:
     fps: Fraction = Fraction(25)
     short_side: int = 0  # pixels, before the square is cut; 0: as the encoder's crop_share says
     box: tuple[float, float, float, float] | None = None  # left, top, width, height that is looked at; None: all
+    face: str = ""  # weights of a face net, for encoders that look at the face
     augment: Augment = field(default_factory=Augment)
     cache: Literal["none", "memory"] = "none"  # memory: decode every sample once, for small data
     cache_gb: float = 4.0

@@ -6,20 +6,19 @@ neither moves the box nor forgets it at once.
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from encoders.video.face_box import FaceBox
+from encoders.video.face_cut import AROUND, SURE, Box, cut, picked
 from runtime.clip import Clip
 
-SURE = 0.5  # probability above which there is a face
-AROUND = 2.6  # the second look shows this many mouth boxes, side by side
+__all__ = ["FaceState", "FaceTracker", "Located", "cut", "follow_all"]
+
 FOLLOW = 0.6  # weight of the newest box against the one before
 LARGEST = 2.0  # times the longer side of the frame
-LOOKS = 2  # pictures of a clip that are looked at
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,6 @@ class FaceState:
     box: tuple[float, float, float] | None = None
 
 
-Box = tuple[float, float, float]
 Seen = tuple[Tensor, Tensor]  # boxes (B, 3) and probabilities (B,) of the pictures that were looked at
 Located = tuple[np.ndarray | None, FaceState, bool]  # crops uint8 (T, size, size), state, found
 Looking = Generator[np.ndarray, Seen, Located]  # gives pictures uint8 (B, H, W), is sent what the net saw
@@ -104,8 +102,7 @@ class FaceTracker:
 
     def _refine(self, frames: np.ndarray, box: Box) -> Generator[np.ndarray, Seen, Box | None]:
         """A second look at the neighbourhood of a box, at a few pictures of the clip."""
-        picked = frames[_picked(len(frames))]
-        return (yield from self._look(picked, (box[0], box[1], box[2] * AROUND)))
+        return (yield from self._look(frames[picked(len(frames))], (box[0], box[1], box[2] * AROUND)))
 
     def _look(self, frames: np.ndarray, square: Box) -> Generator[np.ndarray, Seen, Box | None]:
         found, sure = yield cut(frames, square, self.model.config.size)
@@ -147,30 +144,5 @@ def follow_all(
     return out
 
 
-@lru_cache(maxsize=64)
-def _picked(frames: int) -> list[int]:
-    """The pictures of a clip that are looked at."""
-    return [int(at) for at in np.linspace(0, frames - 1, 2 * LOOKS + 1)[1::2]]
-
-
 def _near(a: tuple[float, ...], b: tuple[float, float, float]) -> bool:
     return abs(a[0] - b[0]) < b[2] / 2 and abs(a[1] - b[1]) < b[2] / 2 and 0.6 < a[2] / b[2] < 1.7
-
-
-def cut(frames: np.ndarray, square: Box, size: int) -> np.ndarray:
-    """The square (middle x, middle y, side in pixels) of each frame, edges repeated: uint8 (T, size, size)."""
-    import cv2
-
-    x, y, side = square
-    scale = size / side
-    if scale < 0.5 and max(frames.shape[1:]) > 1:  # bilinear reading would skip pixels: shrink the frames first
-        shrink = 2.0 ** np.floor(np.log2(1 / scale))
-        to = (max(1, round(frames.shape[2] / shrink)), max(1, round(frames.shape[1] / shrink)))
-        small = np.stack([cv2.resize(f, to, interpolation=cv2.INTER_AREA) for f in frames])
-        ratio = to[0] / frames.shape[2]
-        return cut(small, (x * ratio, y * ratio, side * ratio), size)
-    matrix = np.array([[scale, 0, size / 2 - 0.5 - scale * (x - 0.5)], [0, scale, size / 2 - 0.5 - scale * (y - 0.5)]])
-    flags = cv2.INTER_LINEAR
-    return np.stack(
-        [cv2.warpAffine(f, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE) for f in frames]
-    )

@@ -48,6 +48,7 @@ class Look:
     short_side: int = 256  # pixels of the shorter side before the square is cut
     pixel_format: str = "rgb24"  # gray, rgb24
     box: tuple[float, float, float, float] | None = None  # left, top, width, height as shares; None: all of it (ours)
+    face: Callable[[Clip, int], Clip] | None = None  # frames and a size to the face in them; None: the frame (ours)
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.short_side < self.size:
@@ -59,7 +60,9 @@ class Look:
                 raise ConfigError(f"box {self.box} leaves the picture; give left,top,width,height as shares of it")
 
     def cut(self, clip: Clip) -> Clip:
-        """The part of decoded frames that is looked at."""
+        """The part of decoded frames that is looked at; raises DataError where there is no face to look at."""
+        if self.face is not None:
+            return self.face(clip, self.short_side)
         if self.box is None:
             return clip
         height, width = clip.shape[1:3]
