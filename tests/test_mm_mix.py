@@ -166,13 +166,17 @@ def test_flow_has_three_channels_over_its_bound():
 def test_training_takes_modalities_away_and_serving_does_not():
     model = MMMix(replace(TINY, drop_modality=0.5))
     torch.manual_seed(0)
-    presence = model.train()._dropped(None, 4000, torch.device("cpu"))
-    shares = presence.float().mean(0)
-    torch.testing.assert_close(shares, torch.tensor([0.75, 0.75]), atol=0.03, rtol=0)
+    presence = model._dropped(None, [True, True], 4000, torch.device("cpu"))
+    torch.testing.assert_close(presence.float().mean(0), torch.tensor([0.75, 0.75]), atol=0.03, rtol=0)
     assert presence.any(1).all()  # never both
     half = torch.tensor([[True, False]]).expand(100, 2)
-    assert torch.equal(model._dropped(half, 100, torch.device("cpu")), half)  # nor the last
-    assert model.eval()._dropped(None, 4, torch.device("cpu")) is None
+    assert torch.equal(model._dropped(half, [True, True], 100, torch.device("cpu")), half)  # nor the last
+    assert model._dropped(None, [True, False], 100, torch.device("cpu"))[:, 0].all()  # nor all there is
+    seen = model.prepare(pictures()) | model.prepare(samples(), "audio")
+    model.eval()
+    torch.testing.assert_close(model.features(seen), model.features(seen))
+    video = {name: seen[name] for name in ("rgb", "flow")}
+    torch.testing.assert_close(model.train().features(video), model.eval().features(video))
 
 
 def test_every_weight_learns():
@@ -305,5 +309,10 @@ def test_clips_that_do_not_fit_are_one_sentence():
         model.features({"flow": torch.zeros(1, 3, 5, 64, 64)})
     with pytest.raises(DataError, match="there is nothing to see or hear; give one of audio, flow, rgb"):
         model()
+    seen = model.prepare(pictures(2)) | model.prepare(samples(3), "audio")
+    with pytest.raises(DataError, match="2 of rgb and 2 of flow and 3 of audio are not the same clips"):
+        model.features(seen)
+    with pytest.raises(DataError, match=r"presence \(2, 3\) is not \(clips, 2\); give video and audio of each clip"):
+        model.features(model.prepare(pictures(2)), torch.ones(2, 3, dtype=torch.bool))
     with pytest.raises(UsageError, match="setting 'tubelets' is unknown"):
         config_of("mm_mix_base", tubelets=2)

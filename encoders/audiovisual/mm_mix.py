@@ -157,10 +157,11 @@ class MMMix(nn.Module):
     def features(self, seen: Mapping[str, Tensor], presence: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b d"]:
         """What is seen, by the names of `prepare`, to what the head reads; raises DataError on another size."""
         tokens = self.tokenize(seen)
-        given = next((x for x in tokens if x is not None), None)
-        if given is None:
+        if (given := next((x for x in tokens if x is not None), None)) is None:
             raise DataError(f"there is nothing to see or hear; give one of {', '.join(sorted(set(self.sees)))}")
-        presence = self._dropped(presence, len(given), given.device)
+        _check_batch(seen, presence)
+        if self.training and self.config.drop_modality:
+            presence = self._dropped(presence, [self._has(m, seen) for m in MODALITIES], len(given), given.device)
         if presence is not None:  # (B, M) to (B, V)
             presence = presence[:, [MODALITIES.index(MODALITY_OF[name]) for name in self.sees]]
         return self.global_encoder(self.encoder(tokens, presence), presence)
@@ -172,11 +173,13 @@ class MMMix(nn.Module):
             for view, name in zip(self.tokens, self.sees, strict=True)
         ]
 
-    def _dropped(self, presence: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
-        """In training some clips lose a modality, of those that have both."""
-        if not self.training or not self.config.drop_modality:
-            return presence
-        whole = torch.ones(batch, len(MODALITIES), dtype=torch.bool, device=device) if presence is None else presence
+    def _has(self, modality: str, seen: Mapping[str, Tensor]) -> bool:
+        return any(MODALITY_OF[name] == modality for name in self.sees if name in seen)
+
+    def _dropped(self, presence: Tensor | None, has: list[bool], batch: int, device: torch.device) -> Tensor:
+        """(B, M) where some clips lose a modality, of those that have both: none is left with nothing."""
+        whole = torch.tensor(has, device=device).expand(batch, -1)
+        whole = whole if presence is None else whole & presence
         loses = torch.rand(batch, 1, device=device) < self.config.drop_modality
         lost = torch.randint(len(MODALITIES), (batch, 1), device=device) == torch.arange(len(MODALITIES), device=device)
         return whole & ~(loses & lost & whole.all(1, keepdim=True))
@@ -206,6 +209,15 @@ def _embed(view: View, config: MMMixConfig) -> nn.Module:
         return PatchEmbed(view.patch, view.width, CHANNELS)
     channels = CHANNELS if view.sees == "flow" else config.channels
     return TubeletEmbed((view.tubelet, *view.patch), view.width, channels)
+
+
+def _check_batch(seen: Mapping[str, Tensor], presence: Tensor | None) -> None:
+    batches = {name: len(x) for name, x in seen.items()}
+    if len(set(batches.values())) > 1:
+        counts = " and ".join(f"{count} of {name}" for name, count in batches.items())
+        raise DataError(f"{counts} are not the same clips; give as many of each, and presence where one is missing")
+    if presence is not None and tuple(presence.shape) != (next(iter(batches.values())), len(MODALITIES)):
+        raise DataError(f"presence {tuple(presence.shape)} is not (clips, 2); give video and audio of each clip")
 
 
 def flow_channels(flow: np.ndarray, config: FlowConfig) -> Float[Tensor, "b c t h w"]:
