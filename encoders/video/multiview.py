@@ -85,7 +85,7 @@ class CrossViewLayer(Layer):
             if x is None or query is None or key_value is None:
                 continue
             told = self.drop_paths[i](self.dropout(self.attentions[i](query, key_value)))
-            fused[i] = x + _if_present(told, torch.zeros_like(told), presence, i + 1)
+            fused[i] = x + _if_present(told, 0.0, presence, i + 1)
         return super().forward(fused, presence, bottleneck)
 
 
@@ -176,7 +176,7 @@ class MlpLayer(Layer):
         finer = ys[i + 1] if str(i) in self.beside else None
         if finer is not None:
             beside = self.beside[str(i)](self._side_by_side(self.norms[str(i)](finer), i))
-            hidden = hidden + _if_present(beside, torch.zeros_like(beside), presence, i + 1)
+            hidden = hidden + _if_present(beside, 0.0, presence, i + 1)
         hidden = mlp.dropout(mlp.activation(hidden))
         return y + block.drop_path(mlp.dropout(mlp.second(hidden)))
 
@@ -187,7 +187,7 @@ class MlpLayer(Layer):
         return x.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
-def _if_present(there: Tensor, absent: Tensor, presence: Presence, view: int) -> Tensor:
+def _if_present(there: Tensor, absent: Tensor | float, presence: Presence, view: int) -> Tensor:
     """``there`` in the rows that have the view, else ``absent``: an absent view says nothing, whatever it holds."""
     return there if presence is None else torch.where(presence[:, view, None, None], there, absent)
 
@@ -279,7 +279,7 @@ class GlobalEncoder(nn.Module):
         """A view's tokens, zero where it is absent."""
         if x is None:
             return self.positions.new_zeros(shape[0], self.steps[i], shape[1], self.widths[i])
-        return x if presence is None else torch.where(presence[:, i, None, None, None], x, torch.zeros_like(x))
+        return x if presence is None else torch.where(presence[:, i, None, None, None], x, 0.0)
 
     def _on_channels(self, xs: list[Tensor]) -> Tensor:
         """A coarse view's steps are repeated as a whole, as published: not each by each."""
