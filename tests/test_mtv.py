@@ -5,6 +5,8 @@ from fractions import Fraction
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from encoders.errors import ConfigError, DataError, UsageError
@@ -109,6 +111,19 @@ def test_view_strings_that_make_no_sense_are_one_sentence(text, sentence):
     with pytest.raises(ConfigError, match=sentence) as error:
         MTVConfig(views=text, fusion="late")
     assert "\n" not in str(error.value)
+
+
+VIEWS = st.from_regex(r"[TiSBLHX]{1,2}/[0-9x]{0,6}(:[a-z]{1,3})?([+][SB]/[0-9]{1,2})?", fullmatch=True)
+
+
+@given(st.text(max_size=12) | VIEWS)
+def test_any_text_is_views_or_one_sentence(text):
+    try:
+        views = parse_views(text)
+    except ConfigError as error:
+        assert "\n" not in str(error)
+    else:
+        assert [v.tubelet for v in views] == sorted((v.tubelet for v in views), reverse=True)
 
 
 def test_views_that_do_not_lie_over_one_another_are_refused():
