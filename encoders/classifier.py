@@ -78,10 +78,13 @@ def start_from(model: nn.Module, weights: Mapping[str, Tensor], preset: str, ove
     return fits
 
 
-def load_encoder(preset: str, overrides: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Any:
-    """A frozen encoder with these weights."""
+def load_encoder(preset: str, overrides: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None) -> Any:
+    """A frozen encoder with these weights, the head that comes with them left out; without any as it is built."""
     encoder = build(preset, **_headless(preset, dict(overrides)))
-    load_weights(encoder, weights, what=f"the weights of {preset}")
+    if weights is not None:
+        own = _own(preset, overrides)
+        chosen = {k: v for k, v in weights.items() if k in own} if own <= set(weights) else weights
+        load_weights(encoder, chosen, what=f"the weights of {preset}")
     return encoder.eval().requires_grad_(False)
 
 

@@ -59,7 +59,7 @@ from encoders.training import (
     write_json,
 )
 
-__all__ = ["OneTask", "cotrain", "resumed", "run_of"]
+__all__ = ["OneTask", "cotrain", "resumed", "run_of", "test_run"]
 
 Progress = Callable[[int, int, int, float], None]  # (0, steps done, steps, loss)
 
@@ -291,6 +291,23 @@ def _loader(run: _Run) -> Any:
     )
 
 
+def test_run(
+    folder: Path, *, splits: Sequence[str] = (), views: str = "", device: str = "cpu"
+) -> dict[str, dict[str, float]]:
+    """The measures of a finished run by task, on its validation splits and views or on others."""
+    config = resumed(folder)
+    tasks = [
+        replace(t, validation_splits=tuple(splits) or t.validation_splits, views=views or t.views) for t in config.tasks
+    ]
+    config = replace(config, tasks=tuple(tasks), cache="none")
+    listed = [_listed(config, task) for task in config.tasks]
+    model = _model(config, listed)
+    load_weights(model, weights_of(folder), what=f"the model in {folder}")
+    plan = Plan(config.plan, [Task(name=t.run.name, steps=max(1, t.steps)) for t in listed])
+    run = _Run(config, folder, listed, plan, model.to(device).eval(), _optimizer(config, model))
+    return {task.run.name: _judged(run, task, device) for task in listed if task.validation}
+
+
 # --- before the first step --------------------------------------------------------------------------------------
 
 
@@ -308,12 +325,7 @@ def _set_up(
     if _warmup(tasks) >= len(plan):
         raise ConfigError(f"the warm-up of {_warmup(tasks):g} steps takes all {len(plan)}; shorten it or train longer")
     seed_everything(config.seed, deterministic=device == "cpu")
-    heads = tuple(
-        TaskHead(name=t.run.name, modality=t.run.modality, classes=len(t.label.classes), loss=t.label.loss,
-                 stochastic_depth=t.run.stochastic_depth)
-        for t in tasks
-    )  # fmt: skip
-    model = PolyViT(replace(base, tasks=heads))
+    model = _model(config, tasks)
     if init is not None and not resume:
         _start(model, weights_of(init))
     say(f"{config.preset}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {len(plan)} steps: "
@@ -327,6 +339,15 @@ def _set_up(
     if resume:
         run.load()
     return run
+
+
+def _model(config: CotrainConfig, tasks: Sequence[_Task]) -> PolyViT:
+    heads = tuple(
+        TaskHead(name=t.run.name, modality=t.run.modality, classes=len(t.label.classes), loss=t.label.loss,
+                 stochastic_depth=t.run.stochastic_depth)
+        for t in tasks
+    )  # fmt: skip
+    return PolyViT(replace(config_of(config.preset, **config.overrides), tasks=heads))
 
 
 def _listed(config: CotrainConfig, task: TaskRun) -> _Task:

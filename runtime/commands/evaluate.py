@@ -1,4 +1,8 @@
-"""``legato eval``: accuracy and fill error by loss rate, the same masks for every arm."""
+"""``legato eval``: accuracy and fill error by loss rate, the same masks for every arm.
+
+With ``--run`` or ``--preset`` it judges a trained encoder on labelled recordings instead: tested from several views,
+probed by a linear classifier, or by a few examples per class.
+"""
 
 import json
 from pathlib import Path
@@ -20,11 +24,11 @@ app = typer.Typer(add_completion=False)
     epilog="For example: legato eval talk.safetensors --arm empty=runs/head+zero --arm filled=runs/head+runs/mae"
 )
 def evaluate(
-    features: Annotated[Path, typer.Argument(help="Feature file of `legato features`.")],
+    features: Annotated[Path | None, typer.Argument(help="Feature file of `legato features`.")] = None,
     arm: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(help="NAME=HEAD or NAME=HEAD+FILL: folders of trained ones; FILL may be zero, hold, lerp, ..."),
-    ],
+    ] = None,
     split: Annotated[str, typer.Option(help="Split to measure on.")] = "test",
     calibrate: Annotated[
         str, typer.Option(help="Split to calibrate confidence on, e.g. validation; empty: not calibrated.")
@@ -44,27 +48,53 @@ def evaluate(
     ] = None,
     plot: Annotated[bool, typer.Option(help="Draw accuracy.png.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of tables.")] = False,
+    run: Annotated[Path | None, typer.Option(help="Judge a run of `legato train PRESET`: its folder.")] = None,
+    preset: Annotated[str, typer.Option(help="Judge an encoder by name, with --checkpoint and --data.")] = "",
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights of --preset (safetensors); none: untrained.")] = None,
+    data: Annotated[str, typer.Option(help="NAME:PATH of a dataset; default: the run's own.")] = "",
+    views: Annotated[str, typer.Option(help="Clips x crops of each recording, e.g. 4x3.")] = "",
+    linear_probe: Annotated[bool, typer.Option("--linear-probe", help="A classifier on frozen features.")] = False,
+    few_shot: Annotated[int | None, typer.Option(help="A regression from so many samples per class, e.g. 5.")] = None,
+    train_split: Annotated[str, typer.Option(help="What probe and few-shot learn from.")] = "train",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N; of --run and --preset.")] = "auto",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, model.key=value; with --preset.")
+    ] = None,
 ) -> None:
-    """Accuracy and fill error of heads and imputers at every loss rate."""
+    """Accuracy and fill error of heads and imputers at every loss rate; or what a trained encoder is worth."""
+    if run is not None or preset or linear_probe or few_shot is not None:
+        from runtime.commands.judge import Question, judge
+
+        if features is not None or arm:
+            raise UsageError("a feature file and --arm are for heads; judge an encoder with --run or --preset alone")
+        judge(
+            Question(run=run, preset=preset, checkpoint=checkpoint, data=data, split=split, views=views,
+                     linear_probe=linear_probe, few_shot=few_shot, train_split=train_split, device=device,
+                     settings=tuple(settings or ()), seed=seed),
+            out=out, as_json=as_json,
+        )  # fmt: skip
+        return
+    if features is None or not arm:
+        raise UsageError("nothing to measure; give a feature file with --arm, or an encoder with --run or --preset")
     from imputation.evaluate import evaluate as measure
     from imputation.features import FeatureSet
     from imputation.profiles import open_profile
 
     if metric not in ("accuracy", "recall"):
         raise UsageError(f"metric {metric!r} is unknown; use accuracy or recall")
-    data = FeatureSet.load(features)
-    if data.standardiser is None:
-        data = data.fitted()
-    chosen = data.of_split(split)
-    if lookahead >= data.length or (ahead or 0) > lookahead:
+    windows = FeatureSet.load(features)
+    if windows.standardiser is None:
+        windows = windows.fitted()
+    chosen = windows.of_split(split)
+    if lookahead >= windows.length or (ahead or 0) > lookahead:
         given = f"--lookahead {lookahead}" + (f" with --ahead {ahead}" if ahead is not None else "")
-        way_out = f"--lookahead below {data.length}, and --ahead not above it"
-        raise UsageError(f"{given} does not fit windows of {data.length} clips; use {way_out}")
+        way_out = f"--lookahead below {windows.length}, and --ahead not above it"
+        raise UsageError(f"{given} does not fit windows of {windows.length} clips; use {way_out}")
     for name in profile or ():
         open_profile(name)  # a wrong name is found before anything is measured
-    arms = [_arm(text, data, calibrate, lookahead, ahead) for text in arm]
+    arms = [_arm(text, windows, calibrate, lookahead, ahead) for text in arm]
     with _bar(quiet=as_json) as progress:
-        results = measure(arms, chosen, levels=_levels(levels, data.length), draws=draws, seed=seed,
+        results = measure(arms, chosen, levels=_levels(levels, windows.length), draws=draws, seed=seed,
                           profiles=profile or (), lookahead=lookahead, ahead=ahead, reference=reference,
                           progress=progress)  # fmt: skip
     written = [] if out is None else results.save(out, plot=plot)
