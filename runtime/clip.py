@@ -135,6 +135,10 @@ class ClipAssembler:
         """Where the next cell to close ends."""
         return (self.next_cell + 1) * self.length
 
+    def index_at(self, time: int) -> int:
+        """The index of the clip that holds this time."""
+        return time // self.length + self._offset
+
     def packet(self, modality: str, seq: int, time: int, *, late: bool = False) -> Fate | None:
         """A packet that goes to the decoder, by its capture time; None if nothing waits for it any more.
 

@@ -92,6 +92,11 @@ class Lane:
         return self.transit.value - self.shift / FLICKS
 
     @property
+    def dependent(self) -> bool:
+        """Whether its packets build on those before: pictures, but of codecs that have none but whole ones."""
+        return self.modality == "video" and self.config.codec not in INTRA_ONLY
+
+    @property
     def timed(self) -> bool:
         """Whether it is known how long packets are under way."""
         return self.transit.value < math.inf

@@ -97,6 +97,7 @@ class StreamInfo:
 
 
 DECISIONS = ("shed", "device_lost", "device_back", "format_change", "clock_remap")
+BACKLOG = "backlog"  # reason of a ``shed``: the clip's packets were not even decoded, and a replay does not either
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ class Decision:
     codec: CodecConfig | None = None  # format_change: what the packets after it are
     offset: Fraction = Fraction(0)  # clock_remap: seconds added to capture times from now on
     drift_ppm: float = 0.0  # clock_remap: what was measured against the other modality's clock
-    reason: str = ""  # for people
+    reason: str = ""  # for people, but for BACKLOG
 
 
 def newer(a: int, b: int, bits: int = 16) -> bool:

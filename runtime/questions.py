@@ -11,9 +11,11 @@ from runtime.clock import DriftMonitor
 from runtime.deadlines import Deadlines
 from runtime.epochs import OUTAGE, CaptureClocks
 from runtime.lane import Lane
-from runtime.packet import StreamInfo
+from runtime.packet import Packet, StreamInfo
 
 __all__ = ["Event", "Questions"]
+
+NEAR = 64  # clips ahead of the next to close that a packet may be of; further off, its clock was set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,7 @@ class Questions:
     _agreed: Fraction | None
     _epoch: int
     _index: int
+    _origin: int
     _now: float
     events: list[Event]
 
@@ -91,6 +94,14 @@ class Questions:
         if epoch is None:
             epoch = self._epoch if self._assembler is not None else max(self._epoch - 1, 0)
         return lane.entries.needed(epoch, round(seconds * FLICKS))
+
+    def clip_of(self, packet: Packet) -> int | None:
+        """The index of the clip that a packet to come is of; None if it is not known, or closed."""
+        lane, assembler = self._lanes.get(packet.modality), self._assembler
+        if lane is None or assembler is None:
+            return None
+        clip = assembler.index_at(lane.flicks(packet.capture_time, packet.time_base) + lane.shift - self._origin)
+        return clip if 0 <= clip - assembler.next_index < NEAR else None
 
     def _end(self, last: bool) -> int:
         """Where the epoch ends: the last that was seen or heard, or the length that the source announced."""

@@ -27,6 +27,7 @@ from runtime.lane import Lane, build_parts
 from runtime.metrics import Ledgers
 from runtime.packet import MODALITIES, Decision, Gap, Packet, StreamInfo
 from runtime.questions import Event, Questions
+from runtime.skipping import Skips
 
 __all__ = ["Event", "Receiver"]
 
@@ -55,11 +56,10 @@ class Receiver(Questions):
         stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.info, self.spec, self.rule = info, spec, rule or PresenceRule()
-        self.lookahead = lookahead
         self.modalities = tuple(m for m in MODALITIES if getattr(spec, m) is not None)
         self.ledger = Ledgers()
         self.events: list[Event] = []
-        self._stopwatch = stopwatch
+        self.lookahead, self._stopwatch = lookahead, stopwatch
         self._lanes = {
             m: Lane(m, info.codecs[m], getattr(spec, m), copy(delay), offset, parts, info.sequence_numbers, late_repair)
             for m in self.modalities
@@ -76,6 +76,7 @@ class Receiver(Questions):
         self._deadlines = Deadlines(self._lanes)
         self._pending: list[Gap] = []  # gaps before the first packet
         self._shed: dict[int, set[str]] = {}  # decisions about clips that did not close yet
+        self._skips = Skips()  # those of which nothing is decoded
         self._finished = False
 
     def push(self, item: Packet | Decision, now: float) -> list[Clip]:
@@ -266,6 +267,8 @@ class Receiver(Questions):
 
     def _decode(self, lane: Lane, packet: Packet, fate: Fate | None, stale: bool, at: int) -> None:
         assert self._assembler is not None
+        if self._skips and self._skips.skip(lane, self._assembler, packet, at, self._lay):
+            return
         began = self._stopwatch()
         damage = lane.damage.push(packet)
         pieces = lane.decode(packet, damage)
@@ -390,6 +393,7 @@ class Receiver(Questions):
         out += assembler.finish()
         self._index, self._epoch = assembler.next_index, self._epoch + 1
         self._assembler, self._deadlines.ends = None, math.inf
+        self._skips.forget()
         for lane in self._lanes.values():
             lane.forget()
         if self._drift is not None and not last:
@@ -431,6 +435,7 @@ class Receiver(Questions):
                 self._lay(lane, lane.flush())
             lane.change(decision.codec)
         elif decision.kind == "shed" and decision.clip is not None and decision.modality in self.modalities:
+            self._skips.heed(decision.modality, decision.clip, decision.reason)
             return self._obey_shed(decision.modality, decision.clip)
         return []
 

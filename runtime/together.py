@@ -46,8 +46,8 @@ class Together:
         self._see = served_face(tracker.model) if isinstance(tracker, FaceTracker) else None
 
     def warm_up(self) -> None:
-        """Run every model at the sizes that are prepared for: on a CPU up to the largest, so that memory is asked for now
-        and not from the first busy moment on.
+        """Run every model at the sizes that are prepared for: on a CPU up to the largest, so that memory is asked for
+        now and not from the first busy moment on.
         """
         engine = self.engine
         features = np.zeros((len(MODALITIES), engine.width), np.float32)

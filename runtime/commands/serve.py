@@ -49,6 +49,12 @@ def serve(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Answers byte-equal to a replay's; slower, nothing is shed.")
     ] = False,
+    shed: Annotated[
+        bool, typer.Option("--shed/--no-shed", help="Under load, look at less rather than answer late.")
+    ] = True,
+    answer_within: Annotated[
+        float, typer.Option(min=0.05, help="Seconds in which a clip is to be answered, or looked at less.")
+    ] = 1.0,
     grace: Annotated[float, typer.Option(min=0.0, help="Seconds that streams have to go elsewhere at the end.")] = 10.0,
     log: Annotated[str, typer.Option(help="Form of the log on stderr: plain or json.")] = "plain",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
@@ -62,9 +68,10 @@ def serve(
     """
     from runtime import logs
     from runtime.serve.server import ServeConfig
+    from runtime.serve.settings import Settings
 
     logs.setup(log, level=log_level)
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))  # read when torch computes for the first time
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))  # read when torch first computes
     config = ServeConfig(
         bundles=tuple(bundle or ("talk",)),
         listen=listen,
@@ -83,6 +90,8 @@ def serve(
         settings=tuple(settings or ()),
         device=device,
         deterministic=deterministic,
+        shed=shed,
+        stream=Settings(answer_within=answer_within, behind=answer_within / 4),
         grace=grace,
     )
     asyncio.run(_serve(config, as_json=as_json))

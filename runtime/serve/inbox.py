@@ -31,6 +31,7 @@ class _Item:
     arguments: tuple[Any, ...]
     size: int  # bytes
     packets: int
+    came: float | None  # when it was read, on the session's clock
 
 
 @dataclass(slots=True)
@@ -42,6 +43,7 @@ class Turn:
     stats: StreamStats | None = None
     size: int = 0
     packets: int = 0
+    came: float | None = None  # when the newest that it worked on was read
     deadline: float | None = None  # when something will be due though nothing comes
     finished: bool = False
     failure: Refused | None = None
@@ -66,9 +68,16 @@ class Inbox:
         """Whether more may be read."""
         return self.packets < self._most_packets and self.size < self._most_size
 
-    def put(self, act: Callable[..., list[Clip]], *arguments: Any, size: int = 0, packets: int = 0) -> None:
+    def put(
+        self,
+        act: Callable[..., list[Clip]],
+        *arguments: Any,
+        size: int = 0,
+        packets: int = 0,
+        came: float | None = None,
+    ) -> None:
         """One more thing to do, after all others."""
-        self._items.append(_Item(act, arguments, size, packets))
+        self._items.append(_Item(act, arguments, size, packets, came))
         self.size += size
         self.packets += packets
 
@@ -92,6 +101,7 @@ class Inbox:
             while not turn.clips and (item := self._next()) is not None:
                 turn.size += item.size
                 turn.packets += item.packets
+                turn.came = item.came
                 turn.clips = [(clip, intake.needed(clip)) for clip in item.act(*item.arguments)]
                 if time.perf_counter() >= until:
                     break

@@ -5,7 +5,9 @@ counted as malformed and skipped. A resume sends packets again that came before:
 that totals and jitter are those of an uninterrupted stream.
 """
 
+import math
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from protos import stream_pb2 as pb
@@ -14,6 +16,7 @@ from runtime.errors import SourceError
 from runtime.observe import Observer
 from runtime.packet import CodecConfig, Decision, Packet, StreamInfo
 from runtime.serve.answers import StreamStats
+from runtime.serve.catchup import CatchUp
 from runtime.serve.convert import MODALITY_FROM_WIRE
 from runtime.serve.fragments import Fragments
 from runtime.serve.limits import Gate, Limits
@@ -27,10 +30,25 @@ LONGEST_TAIL = 1 << 20  # packets that a client may say were lost at its end
 
 
 class Intake:
-    """Feeds one receiver. Arrivals and ``now`` are seconds on the session's clock and never go back."""
+    """Feeds one receiver. Arrivals and ``now`` are seconds on the session's clock and never go back.
 
-    def __init__(self, receiver: Any, info: StreamInfo, limits: Limits, observer: Observer, tap: Any = None) -> None:
+    A live stream whose packets waited for more than ``behind`` seconds catches up (``runtime.serve.catchup``);
+    without ``now`` a stream is recorded, and nothing of it is ever stale.
+    """
+
+    def __init__(
+        self,
+        receiver: Any,
+        info: StreamInfo,
+        limits: Limits,
+        observer: Observer,
+        tap: Any = None,
+        *,
+        now: Callable[[], float] | None = None,
+        behind: float = math.inf,
+    ) -> None:
         self.receiver, self.tap = receiver, tap
+        self._now, self._observer = now, observer
         self.cpu = 0.0  # seconds spent here
         self.finished = False
         self._limits = limits
@@ -38,6 +56,7 @@ class Intake:
         self._fragments = Fragments()
         self._totals = Totals(receiver, observer)
         self._codecs: dict[str, CodecConfig] = dict(info.codecs)
+        self._catchup = CatchUp(receiver, self._codecs, behind)
         self._sent = 0.0  # when the newest packet was, by its own time
         self._ended: set[str] = set()
         self._recent: dict[str, deque[int]] = {m: deque(maxlen=REMEMBERED) for m in info.codecs}
@@ -52,11 +71,26 @@ class Intake:
         packet = None if self.finished else self._read(wire, modality, arrival)
         if packet is None:
             return []
+        clips: list[Clip] = [] if self._now is None else self._catch_up(packet, self._now())
         if self.tap is not None:
             self.tap.packet(packet)
         self._sent = packet.decode_seconds if packet.arrival is None else packet.arrival
-        clips: list[Clip] = self.receiver.push(packet, self._sent)
+        clips += self.receiver.push(packet, self._sent)
         return clips
+
+    def _catch_up(self, packet: Packet, now: float) -> list[Clip]:
+        """Shed what this packet waited too long for."""
+        clips: list[Clip] = []
+        for decision in self._catchup.decide(packet, now):
+            clips += self.receiver.push(decision, decision.arrival)
+            self._observer.shed(decision.modality)
+            self.decided(decision)
+        return clips
+
+    @property
+    def shed(self) -> int:
+        """Clips of which a modality was not even decoded."""
+        return self._catchup.shed
 
     def _read(self, wire: pb.Packet, modality: str, arrival: float | None) -> Packet | None:
         """What may go to the receiver: None for a bad packet, which is counted, and for a part of a frame."""

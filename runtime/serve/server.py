@@ -7,11 +7,12 @@ await server.stop()
 """
 
 import asyncio
+import math
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class ServeConfig:
     settings: tuple[str, ...] = ()  # section.name=value, as in runtime.config
     device: str = "auto"
     deterministic: bool = False
+    shed: bool = True  # leave out what cannot be answered in time; never where answers are deterministic
     grace: float = 10.0  # between GoingAway and the end
     config_timeout: float = 10.0
     keep_seconds: float = 30.0  # that a stream without a connection is kept
@@ -184,7 +186,7 @@ class Server:
         return Service(
             self.offers,
             self._pool,
-            settings=config.stream,
+            settings=config.stream if sheds(config) else replace(config.stream, behind=math.inf),
             max_streams=config.max_streams,
             config_timeout=config.config_timeout,
             keep_seconds=config.keep_seconds,
@@ -251,6 +253,11 @@ class Server:
             self._keeper.close()
 
 
+def sheds(config: ServeConfig) -> bool:
+    """Whether anything is ever left out under load."""
+    return config.shed and not config.deterministic
+
+
 def load_offers(config: ServeConfig, clock: Clock, observer: Observer) -> dict[str, Offer]:
     """The bundles of a config, their models warm. Raises LegatoError where one cannot be served."""
     from runtime.batches import BatchPolicy
@@ -272,7 +279,7 @@ def load_offers(config: ServeConfig, clock: Clock, observer: Observer) -> dict[s
             heads=heads,
             overrides=(f"engine.deterministic={str(config.deterministic).lower()}", *config.settings),
         )
-        policy = BatchPolicy(shed=not config.deterministic)
+        policy = BatchPolicy(shed=sheds(config))
         dispatcher = Dispatcher(pipeline.engine, clock=clock, policy=policy, observer=observer)
         dispatcher.start()
         offers[name] = Offer(

@@ -83,7 +83,10 @@ class Session:
         windows = stream.windows.settings
         self._progress = Progress(stream.name, windows.clips, windows.lookahead, plan.resumption)
         self._pace = Pace(settings.answer_within)
-        self._intake = Intake(stream.receiver, plan.info, settings.limits, self.observer, tap)
+        now = None if plan.recorded else self._clock.now
+        self._intake = Intake(
+            stream.receiver, plan.info, settings.limits, self.observer, tap, now=now, behind=settings.behind
+        )
         self._inbox = Inbox(self._intake, stream.name, packets=settings.inbox_packets, size=settings.inbox_bytes)
         self._working = self._finished = self._closed = False
         self._in_flight = 0
@@ -262,7 +265,7 @@ class Session:
                 self._clock.go("again")
         arrival = None if self.plan.recorded else self._clock.now()
         for wire in batch.packets:
-            self._inbox.put(self._intake.packet, wire, arrival, size=len(wire.payload), packets=1)
+            self._inbox.put(self._intake.packet, wire, arrival, size=len(wire.payload), packets=1, came=arrival)
         self._schedule()
 
     def _codec(self, wire: pb.CodecConfig) -> None:
@@ -351,9 +354,10 @@ class Session:
         if self.ended or self._closed:
             return
         self._deadline = turn.deadline
+        waited = 0.0 if turn.came is None else max(0.0, self._clock.now() - turn.came)
         try:
             for clip, needed in turn.clips:
-                self._hand_on(self._progress.rename(clip), needed)
+                self._hand_on(self._progress.rename(clip), needed, waited)
             if turn.stats is not None:
                 self._report(turn.stats)
         except Refused as refused:
@@ -370,8 +374,8 @@ class Session:
         if self.draining:
             self.outbox.ready.set()
 
-    def _hand_on(self, clip: Clip, needed: dict[str, int]) -> None:
-        """A clip closed: say so, and give it to the model."""
+    def _hand_on(self, clip: Clip, needed: dict[str, int], waited: float) -> None:
+        """A clip closed, ``waited`` seconds after what closed it was read: say so, and give it to the model."""
         now = self._real.now()
         self._progress.closed(clip, needed)
         if self._progress.useless(clip):
@@ -383,7 +387,7 @@ class Session:
             report = pb.StreamResponse(clip_report=clip_report_to_wire(ClipReport.of(clip)))
             self.outbox.put("report", report)
         self._in_flight += 1
-        self.offer.dispatcher.submit(self.stream, clip, self._pace.deadline(clip, now))
+        self.offer.dispatcher.submit(self.stream, clip, self._pace.deadline(clip, now - waited))
 
     def _answered(self, answer: Any) -> None:
         """What the model said; called in the event loop."""
@@ -441,7 +445,7 @@ class Session:
     def _report(self, stats: StreamStats) -> None:
         known = replace(
             stats,
-            clips_shed=self._shed,
+            clips_shed=self._shed + self._intake.shed,
             predictions_final=self._finals,
             responses_dropped=self.outbox.dropped,
         )
