@@ -186,11 +186,13 @@ CHOICES: dict[tuple[str, str], str] = {
     ("mtv", "ssv2"): "mtv_b_ssv2",
     ("mtv_l", ""): "mtv_l_kinetics",
     ("mtv_h", ""): "mtv_l_kinetics",
+    **{(family, f"kinetics{n}"): "mtv_l_kinetics" for family in ("mtv_l", "mtv_h") for n in (600, 700)},
     ("mtv_l", "moments"): "mtv_l_moments",
     ("mtv_h", "moments"): "mtv_l_moments",
     ("token_learner", ""): "token_learner_kinetics",
     ("token_learner", "imagenet"): "token_learner_imagenet",
     ("", ""): "vivit_kinetics400",
+    ("", "grid_words"): "words",
     ("", "grid_digits"): "words",
     ("", "grid_commands"): "words",
 }

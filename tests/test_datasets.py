@@ -256,3 +256,12 @@ def test_sound_is_louder_or_softer_by_a_tenth_at_most():
     gains = [ClipAugment().audio(np.ones(4, np.float32), np.random.default_rng(i))[0] for i in range(50)]
     assert 0.9 <= min(gains) < 0.95
     assert 1.05 < max(gains) <= 1.1
+
+
+@needs_data
+def test_grid_words_are_all_the_words_of_a_sentence():
+    words = list_samples("grid_words", splits=["train"])
+    assert len(words) == 6 * len(list_samples("grid_digits", splits=["train"])) == 6 * 599
+    assert [s.label for s in words[:6]] == ["bin", "blue", "at", "f", "two", "now"]
+    assert len({s.id for s in words}) == len(words)
+    assert len({s.label for s in words}) == 51

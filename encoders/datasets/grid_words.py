@@ -1,4 +1,4 @@
-"""Single words of GRID, each a span of its sentence: ten digits, or four commands, to be read from the lips.
+"""Single words of GRID, each a span of its sentence: digits, commands, or all six, to be read from the lips.
 
 From the recordings of `grid` that have an alignment. The mouth opens before the sound and closes after it, so a span
 reaches four frames beyond the word on either side. Splits are *within* a speaker (``split_within_speaker``: 70/15/15
@@ -8,6 +8,7 @@ only one with enough of them. ``grid_digits:PATH`` is s1; the others' words are 
 """
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,37 +17,46 @@ from encoders.datasets.grid import list_samples, word_times
 from encoders.datasets.sample import Sample, read_table
 from encoders.errors import DataError
 
-__all__ = ["COMMANDS", "DIGITS", "MARGIN", "SPEAKER", "SPEAKERS", "list_speakers", "list_words"]
+__all__ = ["ALL", "COMMANDS", "DIGITS", "MARGIN", "SPEAKER", "SPEAKERS", "list_speakers", "list_words"]
 
 SPEAKER = "s1"
 MARGIN = 4 / 25  # seconds before and after the word
-PLACES = {"command": 0, "digit": 4}  # where in a sentence's six words it stands
+PLACES = {"command": 0, "color": 1, "preposition": 2, "letter": 3, "digit": 4, "adverb": 5}  # in a sentence
 WORDS = {
     "command": ("bin", "lay", "place", "set"),
+    "color": ("blue", "green", "red", "white"),
+    "preposition": ("at", "by", "in", "with"),
+    "letter": tuple("abcdefghijklmnopqrstuvxyz"),  # no w, which has three syllables
     "digit": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    "adverb": ("again", "now", "please", "soon"),
 }
 
 
-def list_words(folder: Path, word: str) -> list[Sample]:
-    """The digit or the command of every aligned sentence; raises DataError where table and alignment disagree."""
-    rows = read_table(folder / "labels.csv", ("file", "speaker", "split_within_speaker", word, "seconds"))
+def list_words(folder: Path, kinds: Sequence[str]) -> list[Sample]:
+    """These words of every aligned sentence; raises DataError where table and alignment disagree."""
+    rows = read_table(folder / "labels.csv", ("file", "speaker", "split_within_speaker", *kinds, "seconds"))
     times, samples = word_times(folder), []
     for row in rows:
         path = folder / row["file"]
         if path not in times:
             continue  # s26 and half of s31 were never aligned
         spoken = [span for span in times[path] if span[2] not in ("sil", "sp")]
-        place = PLACES[word]
-        if len(spoken) != 6 or spoken[place][2] != row[word]:
-            raise DataError(f"{path.name} is aligned as {[w for _, _, w in spoken]}, its label is {row[word]!r}")
-        start = max(0.0, spoken[place][0] - MARGIN)
-        end = min(float(row["seconds"]), spoken[place][1] + MARGIN)
-        split = row["split_within_speaker"]
-        split = split if row["speaker"] == SPEAKER else f"{row['speaker']}/{split}"
-        name = f"{row['speaker']}/{path.stem}"
-        samples.append(Sample(path=path, start=start, seconds=end - start, label=row[word], speaker=row["speaker"],
-                              split=split, name=name))  # fmt: skip
+        said = {kind: spoken[PLACES[kind]][2] for kind in kinds} if len(spoken) == 6 else {}
+        if any(said.get(kind) != row[kind] for kind in kinds):
+            label = row[next(kind for kind in kinds if said.get(kind) != row[kind])]
+            raise DataError(f"{path.name} is aligned as {[w for _, _, w in spoken]}, its label is {label!r}")
+        samples += [_span(path, row, spoken[PLACES[kind]], kind if len(kinds) > 1 else "") for kind in kinds]
     return samples
+
+
+def _span(path: Path, row: Mapping[str, str], spoken: tuple[float, float, str], kind: str) -> Sample:
+    """A word of a sentence, with a margin; ``kind`` tells the words of one sentence apart."""
+    start, end = max(0.0, spoken[0] - MARGIN), min(float(row["seconds"]), spoken[1] + MARGIN)
+    split = row["split_within_speaker"]
+    split = split if row["speaker"] == SPEAKER else f"{row['speaker']}/{split}"
+    name = "/".join(filter(None, (row["speaker"], path.stem, kind)))
+    return Sample(path=path, start=start, seconds=end - start, label=spoken[2], speaker=row["speaker"], split=split,
+                  name=name)  # fmt: skip
 
 
 def list_speakers(folder: Path) -> list[Sample]:
@@ -62,23 +72,26 @@ def list_speakers(folder: Path) -> list[Sample]:
     return chosen
 
 
-def _reader(word: str, title: str) -> Reader:
+def _reader(title: str, *kinds: str) -> Reader:
+    words = tuple(word for kind in kinds for word in WORDS[kind])
+    sentences = {"train": 599, "val": 129, "test": 122}
     return Reader(
         about=About(
             title=f"GRID, {title} (Cooke et al., JASA 2006)",
             layout="labels.csv, alignments.csv, clips/SPEAKER/SENTENCE.mp4",
             licence="CC BY 4.0 (Zenodo record 3625687)",
-            splits={"train": 599, "val": 129, "test": 122},
-            classes=len(WORDS[word]),
+            splits={split: count * len(kinds) for split, count in sentences.items()},
+            classes=len(words),
             note="words of speaker s1 from the picture; other speakers' words in splits such as s2/train",
         ),
-        samples=lambda folder: list_words(folder, word),
-        classes=lambda folder, head: WORDS[word],
+        samples=lambda folder: list_words(folder, kinds),
+        classes=lambda folder, head: words,
     )
 
 
-DIGITS = _reader("digit", "ten spoken digits")
-COMMANDS = _reader("command", "four spoken commands")
+ALL = _reader("all its words", *PLACES)
+DIGITS = _reader("ten spoken digits", "digit")
+COMMANDS = _reader("four spoken commands", "command")
 SPEAKERS = Reader(
     about=About(
         title="GRID, nine speakers (Cooke et al., JASA 2006)",

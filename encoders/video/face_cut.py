@@ -45,7 +45,7 @@ class FaceCut:
             load_weights(model, load_file(weights), what=f"the face net {weights}")
         except (OSError, SafetensorError) as error:
             why = "it is no safetensors file" if weights.is_file() else "there is no such file"
-            raise DataError(f"the face net {weights} cannot be read ({why}); name a bundle's face.safetensors") from error
+            raise DataError(f"the face net {weights} cannot be read ({why}); name a bundle's face net") from error
         return cls(model, margin)
 
     def __call__(self, frames: np.ndarray, size: int) -> np.ndarray:
