@@ -40,10 +40,11 @@ class ClipSampling:
 
     def indices(self, start: float, length: float) -> np.ndarray:
         """Which places of the fps grid a clip shows, (T,); past the end it begins anew."""
-        steps, first = self.steps(length), round(start * self.fps)
+        steps = self.steps(length)
+        middles = np.arange(self.frames) + 0.5  # of T equal parts, as `encoders.clips` samples them
         if not self.stride:
-            return ((np.arange(self.frames) + 0.5) * steps / self.frames).astype(int)
-        return (first + np.arange(self.frames) * self.stride + (self.stride - 1) // 2) % steps
+            return (middles * steps / self.frames).astype(int)
+        return np.floor(start * float(self.fps) + middles * self.stride + 1e-6).astype(int) % steps
 
     def draw(self, length: float, random: np.random.Generator) -> float:
         """A start for training, in seconds: uniform, and 0 where the recording is too short."""
