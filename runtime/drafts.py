@@ -59,9 +59,12 @@ class Draft:
                 draft.needed.append(modality)
         return draft
 
-    def put(self, modality: str, feature: np.ndarray, flags: Sequence[str] = ()) -> None:
-        """The raw feature (D,) of one modality, and the flags that looking at it adds. Raises DataError."""
-        if not np.isfinite(feature).all():
+    def put(self, modality: str, feature: np.ndarray, flags: Sequence[str] = (), *, finite: bool = False) -> None:
+        """The raw feature (D,) of one modality, and the flags that looking at it adds. Raises DataError.
+
+        ``finite``: it was checked already.
+        """
+        if not (finite or np.isfinite(feature).all()):
             raise DataError(
                 f"the {modality} encoder gave a feature that is not finite for clip {self.clip.index} of stream "
                 f"{self.stream.name!r}; check the bundle's weights with legato bundle check"
@@ -81,13 +84,14 @@ class Draft:
         """The encoded clip, standardised by ``mean`` and ``std`` (M, D); the stream remembers it."""
         clip, raw, state = self.clip, self.raw, self.state
         for modality in state:
-            distrusted = any(modality in policy.get(flag, ()) for flag in self.flags[modality])
-            if distrusted and state[modality] == OBSERVED:
+            flags = self.flags[modality]
+            if flags and state[modality] == OBSERVED and any(modality in policy.get(flag, ()) for flag in flags):
                 state[modality] = "shed"  # we chose not to believe it
-        presence = np.array([state.get(m) == OBSERVED for m in MODALITIES])
+        there = [state.get(m) == OBSERVED for m in MODALITIES]
         features = (raw - mean) / std
-        if not presence.all():
-            raw[~presence] = features[~presence] = 0
+        for row, seen in enumerate(there):
+            if not seen:
+                raw[row] = features[row] = 0
         encoded = Encoded(
             clip=clip.index,
             epoch=clip.epoch,
@@ -95,7 +99,7 @@ class Draft:
             start_seconds=float(clip.start),
             raw=raw,
             features=features,
-            presence=presence,
+            presence=np.array(there),
             state=state,
             flags=self.flags,
             coverage={m: float(clip.coverage.get(m, 0.0)) for m in state},

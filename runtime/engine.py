@@ -35,7 +35,7 @@ from runtime.errors import ConfigError, LegatoError, UsageError
 from runtime.forward import choose_precision
 from runtime.packet import MODALITIES
 from runtime.prediction import Prediction, Timings
-from runtime.stream import FINAL, Encoded, Stream, Window, Windows, longest_gap, observed_share
+from runtime.stream import FINAL, Encoded, Stream, Window, Windows, longest_gap, observed_share, provenances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,7 +381,7 @@ class Engine:
             revision=window.revision,
             abstained=outcome.abstained,
             observed_share=dict.fromkeys(newest.state, 1.0) if whole else observed_share(clips),
-            clips=tuple([c.provenance(outcome.rung) for c in clips]),
+            clips=provenances(clips, outcome.rung),
             longest_gap_ms=0.0 if whole else longest_gap(clips) * self._seconds * 1e3,
             bundle=self.task.bundle,
             timings=Timings(

@@ -171,15 +171,24 @@ class Stream:
 
 def observed_share(clips: Sequence[Encoded]) -> dict[str, float]:
     """Per modality, the share of these clips that was observed; positions that do not exist are not counted."""
-    return {m: sum(c.state[m] == OBSERVED for c in clips) / len(clips) for m in clips[0].state}
+    return {m: [c.state[m] for c in clips].count(OBSERVED) / len(clips) for m in clips[0].state}
 
 
 def longest_gap(clips: Sequence[Encoded]) -> int:
     """The longest run of consecutive absent clips in any one modality, in clips."""
     longest = 0
     for modality in clips[0].state:
+        states = [clip.state[modality] for clip in clips]
+        if OBSERVED not in states:
+            return len(states)
         run = 0
-        for clip in clips:
-            run = 0 if clip.state[modality] == OBSERVED else run + 1
-            longest = max(longest, run)
+        for state in states if states.count(OBSERVED) < len(states) - longest else ():
+            run = 0 if state == OBSERVED else run + 1
+            if run > longest:
+                longest = run
     return longest
+
+
+def provenances(clips: Sequence[Encoded], rung: str) -> tuple[ClipProvenance, ...]:
+    """Where the clips of a window came from when ``rung`` filled what is absent."""
+    return tuple([c._provenance.get(rung) or c.provenance(rung) for c in clips])

@@ -92,14 +92,18 @@ Bar = Callable[[Ticket], float]  # by when a job must be done
 
 def load_of(tickets: Iterable[Ticket]) -> Load:
     """What a batch of these asks for."""
-    load = Load()
+    video = audio = windows = 0
     for ticket in tickets:
-        load = load.plus(ticket)
-    return load
+        load = ticket.load
+        video, audio, windows = video + load[0], audio + load[1], windows + load[2]
+    return Load(video, audio, windows)
 
 
 def fit(tickets: Sequence[Ticket], start: int, now: float, cost: Cost, most: int, bar: Bar) -> tuple[int, float]:
     """(end, completion) of the largest batch from ``start`` on that keeps every bar in it; at least one job."""
+    whole = tickets[start : start + most]
+    if whole and (then := now + cost(load_of(whole))) <= min(map(bar, whole)):
+        return start + len(whole), then  # costs grow with the load: so does every part of it
     end, done = start, now
     load, first = Load(), float("inf")
     while end < len(tickets) and end - start < most:

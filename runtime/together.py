@@ -158,16 +158,19 @@ class Together:
             return
         forward = self.forwards[modality]
         try:
-            features: Sequence[np.ndarray | Exception] = list(forward([pixels for _, pixels, _ in rows]))
+            together = forward([pixels for _, pixels, _ in rows])
+            features: Sequence[np.ndarray | Exception] = list(together)
+            finite = bool(np.isfinite(together).all())
         except Exception as error:
             if raising and len(rows) == 1:
                 raise
             features = [error] if len(rows) == 1 else [_attempt(lambda x: forward([x])[0], row[1]) for row in rows]
+            finite = False
         for (done, _, flags), feature in zip(rows, features, strict=True):
             try:
                 if isinstance(feature, Exception):
                     raise feature
-                drafts[id(done)].put(modality, feature, flags)
+                drafts[id(done)].put(modality, feature, flags, finite=finite)
             except Exception as error:
                 _fail(clips, done, error, raising)
 
@@ -241,6 +244,11 @@ class Together:
     def _tensors(self, windows: list[Window], length: int) -> tuple[Tensor, Tensor, Tensor]:
         """features (B, N, M, D), presence (B, N, M), exists (B, N); each window's last clip at position W - 1."""
         shape = (len(windows), length, len(MODALITIES))
+        if not self.cuda and len(windows[0].clips) + len(windows[0].ahead) == length:  # windows alike, without a hole
+            clips = [clip for window in windows for clip in window.clips + window.ahead]
+            laid = np.concatenate([c.features for c in clips]).reshape(*shape, self.engine.width)
+            believed = np.concatenate([c.presence for c in clips]).reshape(shape)
+            return torch.from_numpy(laid), torch.from_numpy(believed), torch.ones(shape[:2], dtype=torch.bool)
         features, presence = np.zeros((*shape, self.engine.width), np.float32), np.zeros(shape, bool)
         exists = np.zeros(shape[:2], bool)
         at = 0
