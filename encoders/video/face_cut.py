@@ -88,7 +88,7 @@ def cut(frames: np.ndarray, square: Box, size: int) -> np.ndarray:
         ratio = to[0] / frames.shape[2]
         return cut(small, (x * ratio, y * ratio, side * ratio), size)
     matrix = np.array([[scale, 0, size / 2 - 0.5 - scale * (x - 0.5)], [0, scale, size / 2 - 0.5 - scale * (y - 0.5)]])
-    flags = cv2.INTER_LINEAR
-    return np.stack(
-        [cv2.warpAffine(f, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE) for f in frames]
-    )
+    out = np.empty((len(frames), size, size, *frames.shape[3:]), frames.dtype)
+    for frame, place in zip(frames, out, strict=True):
+        cv2.warpAffine(frame, matrix, (size, size), place, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+    return out
