@@ -78,7 +78,7 @@ def test_times_that_stand_still_or_jump_are_no_way_around():
     standing, jumping = allowance(packets=100), allowance()
     standing.spend(wires(replace(packet(seq=i), capture_time=0) for i in range(2001)), 0.0)
     assert standing.full(0.0)
-    jumping.spend(wires(packet(seq=i, ms=(i % 7) * 10**9) for i in range(300)), 0.0)
+    jumping.spend(wires(packet(seq=i, ms=(i % 7) * 10**9) for i in range(500)), 0.0)
     assert jumping.full(0.0)
 
 

@@ -91,7 +91,7 @@ def serve(
         device=device,
         deterministic=deterministic,
         shed=shed,
-        stream=Settings(answer_within=answer_within, behind=answer_within / 4),
+        stream=Settings(answer_within=answer_within, behind=0.4 * answer_within),
         grace=grace,
     )
     asyncio.run(_serve(config, as_json=as_json))

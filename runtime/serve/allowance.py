@@ -18,7 +18,7 @@ from runtime.serve.convert import MODALITY_FROM_WIRE
 __all__ = ["Allowance"]
 
 JUMP = 2.0  # seconds of capture time: a longer step is no media but a clock that was set
-JUMP_COST = 0.1  # seconds of media that such a step counts for
+JUMP_COST = 0.05  # seconds of media that such a step counts for
 EASY = 1 / 4  # of a bucket, up to which it is read from as fast as it is filled
 CATCH_UP = 8.0  # times the pace of a live stream at which it is read from beyond that
 BANK = 120.0  # seconds of media that a stream may be behind the clock, and so bring at once

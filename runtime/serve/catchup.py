@@ -2,7 +2,8 @@
 
 The receiver and its decoders are the first to fall behind, for they share the interpreter's lock. A packet that waited
 for its turn longer than ``behind`` is stale: pictures are left out from there to the next keyframe, and sound, which is
-cheap, once it waited twice as long. Their clips are shed (``packet.BACKLOG``), a decision that is recorded and that a
+cheap, once it waited twice as long. A clip of which pictures were decoded is given some more time, for what went into
+it would be lost. Their clips are shed (``packet.BACKLOG``), a decision that is recorded and that a
 replay obeys; the stream goes on with what is new, and its answers stay in time with less to see. Every stream judges
 its own line, and the pool serves lines in turn, so that all streams give up the same share.
 
@@ -20,6 +21,7 @@ __all__ = ["CatchUp"]
 PACE = 0.5  # seconds in which a second of a burst is due
 LONGEST_STEP = 1.0  # seconds of media between two packets; a longer one is a clock that was set
 PATIENCE = {"video": 1.0, "audio": 2.0}  # times ``behind``
+BEGUN = 1.5  # times that, for a clip of which pictures were decoded
 
 
 class CatchUp:
@@ -29,6 +31,7 @@ class CatchUp:
         self._receiver, self._codecs, self._behind = receiver, codecs, behind
         self._media: float | None = None  # capture time of the newest packet
         self._due = float("-inf")
+        self._before: dict[str, Packet] = {}  # the packet before
         self._late: set[str] = set()  # modalities of which nothing is decoded now
         self._decided: dict[str, int] = {}  # the last clip that was shed
         self.shed = 0  # clips, each modality by itself
@@ -37,9 +40,11 @@ class CatchUp:
         """What is shed from this packet on, which goes to the receiver next. ``now`` is on the axis of arrivals."""
         modality = packet.modality
         alone = modality == "audio" or self._codecs[modality].codec in INTRA_ONLY
-        stale = now - self._expected(packet) > self._behind * PATIENCE[modality]
-        if stale:
-            self._late.add(modality)
+        waited, patience = now - self._expected(packet), self._behind * PATIENCE[modality]
+        before, self._before[modality] = self._before.get(modality), packet
+        if waited > patience:
+            if alone or waited > BEGUN * patience or not self._begun(before, packet):
+                self._late.add(modality)
         elif alone or packet.keyframe:
             self._late.discard(modality)
         if modality not in self._late:
@@ -54,6 +59,10 @@ class CatchUp:
             self.shed += 1
             at = now if packet.arrival is None else packet.arrival
             yield Decision(kind="shed", modality=modality, arrival=at, clip=shed, reason=BACKLOG)
+
+    def _begun(self, before: Packet | None, packet: Packet) -> bool:
+        """Whether the packet before was of the same clip."""
+        return before is not None and self._receiver.clip_of(before) == self._receiver.clip_of(packet)
 
     def _expected(self, packet: Packet) -> float:
         """When a packet was to be decoded: when it came, or later if it came before its time."""

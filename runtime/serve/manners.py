@@ -17,6 +17,8 @@ from runtime.serve.status import Refused, exhausted
 
 __all__ = ["Manners"]
 
+LOOK = 0.05  # seconds between two looks
+
 
 class Manners:
     """Of the client of one stream. Times are seconds on the real clock."""
@@ -26,6 +28,7 @@ class Manners:
         self._patience = settings.idle if plan.recorded else settings.unread
         self._untaken = Wait(self._patience)
         self._crowded = Wait(settings.idle)
+        self._next_look = now
         self._writing = False  # a response is on its way, and its client has not made room for it yet
         self._allowance = None
         if not plan.recorded:
@@ -37,6 +40,13 @@ class Manners:
                 packets=settings.live_packets,
                 credit=0.0 if plan.resumption is None else BANK,  # what it kept while it had no server
             )
+
+    def due(self, now: float) -> bool:
+        """Whether it is time for a look; not at every tick, for there are many streams."""
+        if now < self._next_look:
+            return False
+        self._next_look = now + LOOK
+        return True
 
     def connected(self) -> None:
         """On a new connection."""

@@ -4,7 +4,7 @@
     (event     (bounded) (a thread (event   (model        (event     (bounded)
      loop)               of a pool) loop)    thread)       loop)
 
-Everything here runs in the event loop's thread but ``_work`` and ``_count``, which run in the pool, one at a time. A
+Everything here runs in the event loop's thread but the inbox's turns, which run in the pool, one at a time. A
 packet's arrival is the moment its message was read, on a clock that stands still while *we* do not read (our queues
 are full) or nobody is connected: what we made wait is not late. Flow control is the whole receive policy: a full inbox
 is not read from, so a flooder waits in its own buffers, and nothing that was read is dropped. At most ``in_flight``
@@ -61,7 +61,7 @@ class Session:
         settings: Settings,
         *,
         clock: Clock,
-        submit: Callable[[Callable[[], None]], object],
+        submit: Callable[[Callable[[], object]], object],
         post: Callable[..., object],
         observer: Observer | None = None,
         tap: Any = None,
@@ -304,7 +304,8 @@ class Session:
         now = self._real.now()
         if self.ended or not self.connection:
             return
-        self._bound(now)
+        if self.manners.due(now):
+            self._bound(now)
         waiting = self.readable.is_set() and not self.draining and self._said < set(self.plan.info.codecs)
         if waiting and now - self._heard >= self.settings.idle:
             self.fail(timed_out(f"nothing came for {self.settings.idle:g} s; send packets, or end the stream", "idle"))
@@ -316,7 +317,7 @@ class Session:
             elif now >= self._next_stats:
                 self._next_stats = now + self.settings.report_interval
                 self._working = True
-                self._submit(self._count)
+                self._submit(lambda: self._post(self._worked, self._inbox.count(self._deadline)))
 
     def _bound(self, now: float) -> None:
         """A client without manners goes; one that was held back, or made us wait, goes on."""
@@ -336,13 +337,7 @@ class Session:
         unread = self.plan.recorded and self.outbox.crowded
         if self._inbox and not (self._working or full or unread or self.ended):
             self._working = True
-            self._submit(self._work)
-
-    def _work(self) -> None:
-        self._post(self._worked, self._inbox.work())
-
-    def _count(self) -> None:
-        self._post(self._worked, self._inbox.count(self._deadline))
+            self._submit(lambda: self._post(self._worked, self._inbox.work()))
 
     # -- what came of it ----------------------------------------------------------------------------------------------
 
@@ -443,12 +438,8 @@ class Session:
             self.observer.end_to_end(took)
 
     def _report(self, stats: StreamStats) -> None:
-        known = replace(
-            stats,
-            clips_shed=self._shed + self._intake.shed,
-            predictions_final=self._finals,
-            responses_dropped=self.outbox.dropped,
-        )
+        shed, dropped = self._shed + self._intake.shed, self.outbox.dropped
+        known = replace(stats, clips_shed=shed, predictions_final=self._finals, responses_dropped=dropped)
         self.outbox.put("stats", pb.StreamResponse(stats=stats_to_wire(known)))
 
     def _conclude(self) -> None:

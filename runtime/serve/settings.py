@@ -15,7 +15,7 @@ class Settings:
     inbox_bytes: int = 8 << 20
     in_flight: int = 8  # clips between receiver and answer
     answer_within: float = 1.0  # after a clip closed, or was due if the sender is ahead of real time
-    behind: float = 0.25  # that a live packet may wait for its decoder, before pictures are shed; for sound, twice that
+    behind: float = 0.4  # that a live packet may wait for its decoder, before pictures are shed; for sound, twice that
     idle: float = 30.0  # without a message from a client that has not ended its stream
     unread: float = 6.0  # that a live client reads nothing of what waits for it; the stream is kept for it to resume
     ahead: float = 20.0  # of media that a live stream may bring before its time; beyond that it is not read from
