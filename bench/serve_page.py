@@ -55,38 +55,40 @@ def page(found: Mapping[str, Any], options: argparse.Namespace, shown: str, devi
             "",
         ]
     if "load" in found:
-        lines += ["## Overload", "", "The bundled demo, whose truth is known.", "", *trial_table(found["load"]), ""]
+        lines += ["## Overload", "", "The bundled demo, whose truth is known; answers are due after the limit.", ""]
+        for name, words in (("shedding", "With shedding"), ("none", "Without")):
+            lines += [f"{words}:", "", *trial_table(found["load"][name]), ""]
         lines += [f"![accuracy and latency against streams]({options.name}.png)", ""]
     return lines
 
 
-def plot(rows: Sequence[Mapping[str, Any]], path: Path, limit: float) -> None:
-    """What is right and what is shed against load, and the latency below."""
+def plot(load: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, limit: float) -> None:
+    """What is in time, right and shed against load, with shedding and without, and the latency below."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.ticker import NullFormatter
 
-    figure, (above, below) = plt.subplots(2, sharex=True, figsize=(7.2, 5.4), dpi=150)
-    at = [row["streams"] for row in rows]
-    shares = {
-        "accuracy": "predictions that are right",
-        "shed_share": "clips shed (video or audio)",
-        "miss_share": f"answers later than {limit:.0f} ms",
-    }
-    for key, label in shares.items():
-        above.plot(at, [row[key] for row in rows], marker="o", markersize=3, label=label)
-    above.set(ylim=(0, 1), ylabel="share", title="From half to three times the streams that hold")
-    above.legend(fontsize=8, frameon=False)
-    for quantile in ("p50", "p99"):
-        below.plot(at, [row["latency_ms"][quantile] for row in rows], marker="o", markersize=3, label=quantile)
+    figure, (above, below) = plt.subplots(2, sharex=True, figsize=(7.2, 5.8), dpi=150)
+    for name, words, colour in (("none", "no shedding", "#888888"), ("shedding", "shedding", "#1f6f8b")):
+        rows = load[name]
+        at = [row["streams"] for row in rows]
+        above.plot(at, [1 - row["miss_share"] for row in rows], "o-", color=colour, label=f"answered in time, {words}")
+        above.plot(at, [row["accuracy"] for row in rows], "s--", color=colour, label=f"right, {words}")
+        if name == "shedding":
+            above.plot(at, [row["shed_share"] for row in rows], ":", color=colour, label="shed (video or audio)")
+        for quantile, line in (("p50", "--"), ("p99", "-")):
+            seen = [row["latency_ms"][quantile] for row in rows]
+            below.plot(at, seen, line, color=colour, marker="o", markersize=3, label=f"{quantile}, {words}")
+    above.set(ylim=(0, 1.02), ylabel="share", title="More streams than fit")
     below.axhline(limit, color="0.6", linewidth=0.8, linestyle=":")
     below.set(yscale="log", xlabel="streams at once", ylabel="clip complete to prediction, ms")
     below.yaxis.set_minor_formatter(NullFormatter())  # the decades are enough
     below.yaxis.set_major_formatter("{x:g}")
-    below.legend(fontsize=8, frameon=False)
     for axes in (above, below):
+        axes.legend(fontsize=7, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path)
+    plt.close(figure)
