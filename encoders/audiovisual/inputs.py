@@ -56,6 +56,7 @@ class VideoInput:
     clip_seconds: Fraction = Fraction(64, 25)  # every other frame at 25 per second
     region: Literal["frame", "face"] = "frame"  # what the picture shows
     crop_share: float = 0.875
+    motion: bool = False  # see only what moves (``encoders.layers.pictures.motion_of``); ours
 
     def __post_init__(self) -> None:
         _check_crop(self.crop_share)

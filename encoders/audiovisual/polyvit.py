@@ -28,7 +28,7 @@ from encoders.errors import ConfigError, DataError
 from encoders.layers.block import Block, Encoder
 from encoders.layers.embed import PatchEmbed, TubeletEmbed
 from encoders.layers.initial import lecun_normal_
-from encoders.layers.pictures import signed_pictures
+from encoders.layers.pictures import motion_of, signed_pictures
 from encoders.layers.positions import learned
 from encoders.settings import pick
 
@@ -220,7 +220,9 @@ class PolyViT(nn.Module):
             raise DataError(
                 f"clips of {pictures.shape[2]} frames came to the tokenizer of pictures; give one frame each"
             )
-        return pictures[:, :, 0] if modality == "image" else pictures
+        if modality == "image":
+            return pictures[:, :, 0]
+        return motion_of(pictures) if self.config.video is not None and self.config.video.motion else pictures
 
     def _spectrograms(self, clips: Tensor) -> Float[Tensor, "b 3 t f"]:
         part = self.config.audio

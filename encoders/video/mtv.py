@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from encoders.clips import VideoSpec
 from encoders.errors import ConfigError, DataError
 from encoders.layers.embed import TubeletEmbed, check_divides
-from encoders.layers.pictures import signed_pictures
+from encoders.layers.pictures import motion_of, signed_pictures
 from encoders.layers.positions import learned
 from encoders.video.multiview import GlobalEncoder, MultiviewEncoder
 from encoders.video.views import View, coarsest_first, parse_views
@@ -58,6 +58,7 @@ class MTVConfig:
     channels: int = 3  # 3: RGB, 1: gray
     region: str = "frame"  # frame, face: what the picture shows
     crop_share: float = 0.875
+    motion: bool = False  # see only what moves (``encoders.layers.pictures.motion_of``); ours
     fusion: Literal["cross", "bottleneck", "mlp", "late"] = "cross"
     fusion_layers: tuple[int, ...] = (5, 11)  # counted from 0
     fusion_width: Literal["query", "key_value"] = "query"  # cross: whose width and heads queries, keys and values have
@@ -262,7 +263,8 @@ class MTV(nn.Module):
 
     def prepare(self, clips: Tensor) -> Float[Tensor, "b c t h w"]:
         """uint8 pictures to the network's input, in [-1, 1]."""
-        return signed_pictures(clips, self.config.channels)
+        pictures = signed_pictures(clips, self.config.channels)
+        return motion_of(pictures) if self.config.motion else pictures
 
     def features(self, video: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d"]:
         """Pictures in [-1, 1] -> what the head reads."""
@@ -307,7 +309,8 @@ class Ensemble(nn.Module):
 
     def prepare(self, clips: Tensor) -> Float[Tensor, "b c t h w"]:
         """uint8 pictures to the networks' input, in [-1, 1]."""
-        return signed_pictures(clips, self.config.channels)
+        pictures = signed_pictures(clips, self.config.channels)
+        return motion_of(pictures) if self.config.motion else pictures
 
     def features(self, video: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d"]:
         """Pictures in [-1, 1] -> what the members' heads read, side by side."""

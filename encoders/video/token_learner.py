@@ -21,7 +21,7 @@ from encoders.errors import ConfigError, DataError
 from encoders.layers.block import Encoder, layer_norm
 from encoders.layers.embed import PatchEmbed, TubeletEmbed, check_divides
 from encoders.layers.initial import lecun_normal_, xavier_uniform_
-from encoders.layers.pictures import signed_pictures
+from encoders.layers.pictures import motion_of, signed_pictures
 from encoders.layers.positions import learned
 
 __all__ = ["PRESETS", "TokenFuser", "TokenLearner", "TokenLearnerConfig", "TokenLearnerV1", "TokenLearnerV11"]
@@ -54,6 +54,7 @@ class TokenLearnerConfig:
     clip_seconds: Fraction = Fraction(64, 25)  # every other frame at 25 per second
     region: Literal["frame", "face"] = "frame"  # what the picture shows
     crop_share: float = 0.875
+    motion: bool = False  # see only what moves (``encoders.layers.pictures.motion_of``); ours
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -240,7 +241,8 @@ class TokenLearner(nn.Module):
 
     def prepare(self, clips: UInt8[Tensor, "b t h w *rgb"]) -> Float[Tensor, "b c t h w"]:
         """uint8 pictures to the network's input."""
-        return signed_pictures(clips, self.config.channels)
+        pictures = signed_pictures(clips, self.config.channels)
+        return motion_of(pictures) if self.config.motion else pictures
 
     def forward(self, video: Float[Tensor, "b c *t h w"]) -> Float[Tensor, "b k"]:
         """Clips (B, C, T, H, W), or pictures (B, C, H, W), in [-1, 1] to logits; without a head, to features."""

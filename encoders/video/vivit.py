@@ -26,12 +26,12 @@ from encoders.errors import ConfigError, DataError
 from encoders.layers.attention import Attention
 from encoders.layers.block import Block, DropPath, Encoder, Mlp, layer_norm, ramp
 from encoders.layers.embed import PatchEmbed, TubeletEmbed, check_divides, uniform_frames
+from encoders.layers.pictures import motion_of, signed_pictures
 from encoders.layers.positions import learned
 
 __all__ = ["PRESETS", "ViViT", "ViViTConfig"]
 
 ATTENTIONS = ("joint", "factorised_encoder", "factorised_self", "factorised_dot")
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,7 @@ class ViViTConfig:
     clip_seconds: Fraction = Fraction(64, 25)  # every other frame at 25 per second
     region: str = "frame"  # frame, face: what the picture shows
     crop_share: float = 0.875
+    motion: bool = False  # see only what moves (``encoders.layers.pictures.motion_of``); ours
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -285,10 +286,8 @@ class ViViT(nn.Module):
 
     def prepare(self, clips: UInt8[Tensor, "b t h w *rgb"]) -> Float[Tensor, "b c t h w"]:
         """uint8 pictures to [-1, 1]; gray is repeated for a model of colours, colours are mixed for a gray one."""
-        x = clips.float() / 127.5 - 1
-        if clips.ndim == 4:
-            return x[:, None].expand(-1, self.config.channels, -1, -1, -1)
-        return x.movedim(-1, 1) if self.config.channels == 3 else (x @ x.new_tensor(LUMA))[:, None]
+        pictures = signed_pictures(clips, self.config.channels)
+        return motion_of(pictures) if self.config.motion else pictures
 
 
 def _transformers(config: ViViTConfig) -> tuple[Transformer | None, Transformer | None, Transformer | None]:
