@@ -122,6 +122,12 @@ _RAND_2_15 = _augment(rand_layers=2, rand_magnitude=15.0)
 _SSV2 = {"stride": 1, **_augment(mirror=0.0)}
 _MTV = {"stochastic_depth": 0.1}
 _IMAGE = {"views": "1x1", "stride": 1, "clip_where": "mean", **_augment(colour=0.0, grayscale=0.0, area=(0.05, 1.0))}
+_LIPS: dict[str, Any] = {
+    "overrides": {"motion": True, "region": "face", "crop_share": 64 / 68},
+    "stride": 0, "epochs": 24, "batch": 32, "optimizer": "adamw", "lr": 1e-3, "betas": (0.9, 0.98), "weight_decay": 0.05,
+    "warmup": 2.5, "cache": "memory", "workers": 0, "views": "1x1", "eval_every": 6, "save_every": 12,
+    **_augment(scale=(1.0, 1.0), colour=0.0, grayscale=0.0, mirror=0.5),
+}  # fmt: skip
 
 RECIPES: dict[str, dict[str, Any]] = {
     # ViViT, the columns of its training table (google-research/scenic, projects/vivit/configs)
@@ -169,6 +175,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "cache": "memory", "workers": 0, "smoothing": 0.1, "views": "3x1", "eval_every": 5, "save_every": 10,
         **_augment(scale=(0.9, 1.1), colour=0.8, grayscale=0.0, mirror=0.5),
     },
+    # the same from the mouth that a face net finds, by what moves in it: a transformer learns nothing from the rest
+    "lips": _LIPS,
+    "lips_vivit": {**_LIPS, "overrides": {**_LIPS["overrides"], "pool": "mean"}},
 }  # fmt: skip
 
 # (family, dataset) to a recipe; the family's longest match counts, "" is any dataset.
@@ -192,7 +201,11 @@ CHOICES: dict[tuple[str, str], str] = {
     ("token_learner", ""): "token_learner_kinetics",
     ("token_learner", "imagenet"): "token_learner_imagenet",
     ("", ""): "vivit_kinetics400",
+    **{(family, f"grid_{name}"): recipe
+       for family, recipe in (("vivit", "lips_vivit"), ("mtv", "lips"), ("token_learner", "lips"))
+       for name in ("digits", "commands", "lips", "words")},
     ("", "grid_words"): "words",
+    ("", "grid_lips"): "words",
     ("", "grid_digits"): "words",
     ("", "grid_commands"): "words",
 }

@@ -29,7 +29,9 @@ def of(preset, dataset, **changes):
         ("mtv_l", "kinetics700", "mtv_l_kinetics"),
         ("mtv_l", "moments", "mtv_l_moments"),
         ("token_learner_b_16", "imagenet", "token_learner_imagenet"),
-        ("vivit_tiny", "grid_digits", "words"),
+        ("vivit_tiny", "grid_digits", "lips_vivit"),
+        ("token_learner_tiny", "grid_lips", "lips"),
+        ("r2plus1d_tiny", "grid_digits", "words"),
         ("r2plus1d_18", "kinetics400", "vivit_kinetics400"),
     ],
 )

@@ -17,7 +17,7 @@ from encoders.datasets.grid import list_samples, word_times
 from encoders.datasets.sample import Sample, read_table
 from encoders.errors import DataError
 
-__all__ = ["ALL", "COMMANDS", "DIGITS", "MARGIN", "SPEAKER", "SPEAKERS", "list_speakers", "list_words"]
+__all__ = ["ALL", "COMMANDS", "DIGITS", "LIPS", "MARGIN", "SPEAKER", "SPEAKERS", "list_speakers", "list_words"]
 
 SPEAKER = "s1"
 MARGIN = 4 / 25  # seconds before and after the word
@@ -90,6 +90,7 @@ def _reader(title: str, *kinds: str) -> Reader:
 
 
 ALL = _reader("all its words", *PLACES)
+LIPS = _reader("digits and commands", "digit", "command")
 DIGITS = _reader("ten spoken digits", "digit")
 COMMANDS = _reader("four spoken commands", "command")
 SPEAKERS = Reader(

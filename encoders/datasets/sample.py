@@ -44,6 +44,7 @@ DATASETS: dict[str, tuple[str, str]] = {
     "java_sed": ("encoders.datasets.java_sed:list_samples", "javanese-av-emotion"),
     "grid_digits": ("encoders.datasets.grid_words:DIGITS", "grid-av"),
     "grid_commands": ("encoders.datasets.grid_words:COMMANDS", "grid-av"),
+    "grid_lips": ("encoders.datasets.grid_words:LIPS", "grid-av"),
     "grid_words": ("encoders.datasets.grid_words:ALL", "grid-av"),
     "grid_speakers": ("encoders.datasets.grid_words:SPEAKERS", "grid-av"),
     "esc10": ("encoders.datasets.esc10:list_samples", "esc10-audio"),
