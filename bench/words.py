@@ -133,7 +133,7 @@ def page(rows: dict[str, list[dict[str, float]]], line: dict[str, float], seeds:
         "# Words read from the lips: GRID's speaker s1, unseen sentences, the picture alone",
         "",
         f"Test sentences: 122; chance 0.10 and 0.25. Mean ± standard deviation over {seeds} seed(s). One run learns",
-        "fourteen words by the recipe of `legato train PRESET --data grid_lips`; accuracy is among the words of a kind.",
+        "fourteen words by the recipe of `legato train PRESET --data grid_lips`; a guess is among the words of its kind.",
         "",
         "| preset | digits | commands | MMAC a clip | parameters, M | CPU minutes |",
         "|---|---|---|---|---|---|",
@@ -144,7 +144,8 @@ def page(rows: dict[str, list[dict[str, float]]], line: dict[str, float], seeds:
             f"| {found[0]['parameters'] / 1e6:.2f} | {mean(f['cpu_seconds'] for f in found) / 60:.1f} |"
         )
     if line:
-        lines.append(f"| linear classifier of 10 pictures of 16x16 | {line['digit']:.3f} | {line['command']:.3f} | | | |")
+        said = " | ".join(f"{line[kind]:.3f}" for kind in KINDS)
+        lines.append(f"| linear classifier of 10 pictures of 16x16 | {said} | | | |")
     lines.append(f"| lip features made by hand (a trial's figures) | {BY_HAND['digit']} | {BY_HAND['command']} | | | |")
     below = [p for p, found in rows.items() if any(mean(f[k] for f in found) < ASKED[k] for k in KINDS)]
     above = [p for p, found in rows.items() if all(mean(f[k] for f in found) > BY_HAND[k] for k in KINDS)]
