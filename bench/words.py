@@ -133,7 +133,7 @@ def page(rows: dict[str, list[dict[str, float]]], line: dict[str, float], seeds:
         "# Words read from the lips: GRID's speaker s1, unseen sentences, the picture alone",
         "",
         f"Test sentences: 122; chance 0.10 and 0.25. Mean ± standard deviation over {seeds} seed(s). One run learns",
-        "fourteen words by the recipe of `legato train PRESET --data grid_lips`; a guess is among the words of its kind.",
+        "all fourteen words, as `legato train PRESET --data grid_lips` does; a guess is among the words of its kind.",
         "",
         "| preset | digits | commands | MMAC a clip | parameters, M | CPU minutes |",
         "|---|---|---|---|---|---|",

@@ -125,7 +125,8 @@ _IMAGE = {"views": "1x1", "stride": 1, "clip_where": "mean", **_augment(colour=0
 _LIPS: dict[str, Any] = {
     "overrides": {"motion": True, "region": "face", "crop_share": 64 / 68},
     "stride": 0, "epochs": 24, "batch": 32, "optimizer": "adamw", "lr": 1e-3, "betas": (0.9, 0.98),
-    "weight_decay": 0.05, "warmup": 2.5, "cache": "memory", "workers": 0, "views": "1x1", "eval_every": 6, "save_every": 12,
+    "weight_decay": 0.05, "warmup": 2.5, "cache": "memory", "workers": 0, "views": "1x1", "eval_every": 6,
+    "save_every": 12,
     **_augment(scale=(1.0, 1.0), colour=0.0, grayscale=0.0, mirror=0.5),
 }  # fmt: skip
 
