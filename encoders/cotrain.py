@@ -33,6 +33,7 @@ from encoders.datasets.sample import Sample
 from encoders.datasets.views import ClipSampling, views_of
 from encoders.errors import ConfigError
 from encoders.finetune import clip_and_average, quiet_worker, weights_of
+from encoders.labelled_data import face_cut
 from encoders.multi_view import test
 from encoders.processes import wait_for_all
 from encoders.registry import config_of
@@ -388,7 +389,8 @@ def _open(config: CotrainConfig, task: TaskRun, samples: Sequence[Sample], model
     else:
         spec: Any = model.inputs[task.modality].spec
         short_side = max(spec.size, round(spec.size / spec.crop_share))
-        look = Look(size=spec.size, short_side=short_side, pixel_format=spec.pixel_format, box=task.box)
+        face = face_cut(task.face, task.name, short_side / spec.size) if spec.region == "face" else None
+        look = Look(size=spec.size, short_side=short_side, pixel_format=spec.pixel_format, box=task.box, face=face)
         sampling = ClipSampling(frames=spec.frames, stride=1 if spec.frames == 1 else task.stride)
         opened = LabelledClips(samples, sampling, look, task.augment)
     if config.cache == "memory":

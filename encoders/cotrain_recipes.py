@@ -48,6 +48,7 @@ class TaskRun:
     stochastic_depth: float = 0.0
     stride: int = 2
     box: tuple[float, float, float, float] | None = None
+    face: str = ""  # weights of a face net, where the tokenizer looks at the face
     augment: Augment = field(default_factory=Augment)
     spec_augment: SpecAugment = field(default_factory=SpecAugment)
     views: str = "8x1"

@@ -17,7 +17,7 @@ from encoders.recipes import FinetuneConfig
 from encoders.tasks import LabelTask, task_of
 from encoders.video.face_cut import FaceCut
 
-__all__ = ["Split", "open_splits"]
+__all__ = ["Split", "face_cut", "open_splits"]
 
 Counting = Callable[[int, int], None]  # (samples decoded, samples)
 
@@ -37,7 +37,8 @@ class Split:
         """The samples as an encoder of this spec sees them; decoded here where the config keeps them in memory."""
         config = self.config
         short_side = config.short_side or max(spec.size, round(spec.size / spec.crop_share))
-        face = self._face(short_side / spec.size) if spec.region == "face" else None
+        seen = spec.region == "face"
+        face = face_cut(config.face, f"preset {config.preset}", short_side / spec.size) if seen else None
         look = Look(size=spec.size, short_side=short_side, pixel_format=spec.pixel_format, box=config.box, face=face)
         sampling = ClipSampling(frames=spec.frames, stride=config.stride, fps=config.fps)
         clips = LabelledClips(self.samples, sampling, look, config.augment)
@@ -45,13 +46,12 @@ class Split:
             clips.keep(config.cache_gb, progress=progress)
         return clips
 
-    def _face(self, margin: float) -> FaceCut:
-        """What shows the encoder faces; the margin is what a random crop may shift."""
-        if not self.config.face:
-            raise ConfigError(
-                f"preset {self.config.preset} looks at faces; name a face net with --set face=BUNDLE/face.safetensors"
-            )
-        return FaceCut.load(Path(self.config.face).expanduser(), margin)
+
+def face_cut(weights: str, who: str, margin: float) -> FaceCut:
+    """What shows faces to ``who`` looks at them; the margin is what a random crop may shift."""
+    if not weights:
+        raise ConfigError(f"{who} looks at faces; name a face net with --set face=BUNDLE/face.safetensors")
+    return FaceCut.load(Path(weights).expanduser(), margin)
 
 
 def open_splits(config: FinetuneConfig) -> tuple[LabelTask, Split, Split | None]:
