@@ -7,6 +7,8 @@ that several processes can share the work. Beside them a linear classifier of sm
 """
 
 import argparse
+import copy
+import json
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -67,7 +69,8 @@ def judged(config: FinetuneConfig, out: Path, splits: tuple[str, ...]) -> dict[s
     scores, read = score(model, clips, views_of(config.views), len(task.classes))
     assert read.all(), "every sentence can be read"
     found = by_kind(scores, [s.label for s in clips.samples], task.classes)
-    return {**found, "macs": clip_macs(model, model.spec), "parameters": sum(p.numel() for p in model.parameters())}
+    counted = copy.deepcopy(model).to("meta")
+    return {**found, "macs": clip_macs(counted, model.spec), "parameters": sum(p.numel() for p in model.parameters())}
 
 
 def make(preset: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
@@ -83,8 +86,6 @@ def make(preset: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
         spent = time.process_time() - began
         found = {f"val_{k}": v for k, v in judged(config, out, ("val",)).items() if k in KINDS}
         write_json(out / "found.json", {**found, **judged(config, out, ("test",)), "cpu_seconds": spent})
-    import json
-
     return dict(json.loads((out / "found.json").read_text()))
 
 
