@@ -52,6 +52,11 @@ class Ladder(nn.Module):
             choice = torch.where(takes, i, choice)
         return torch.where(observed == places, -1, choice)
 
+    def names(self, presence: Tensor, exists: Tensor | None = None) -> list[str]:
+        """The rung that would fill each window, without filling any; presence (B, N, M), exists (B, N)."""
+        there = presence.new_ones(presence.shape[:2]) if exists is None else exists
+        return [self._name(c) for c in self.choose(presence, there).tolist()]
+
     def forward(self, features: Tensor, presence: Tensor, exists: Tensor | None = None) -> Filled:
         """features (B, N, M, D), presence (B, N, M), exists (B, N) -> Filled, with a rung for each row."""
         present, exists = checked(features, presence, exists)

@@ -143,7 +143,8 @@ class BatchQueue:
         """A repair that waits behind a clip loses what the clip loses: it is encoded as the clip was."""
         for ticket, modality, _ in shed:
             for behind in self._lines[ticket.stream].waiting:
-                if behind.version and behind.clip == ticket.clip and behind is not ticket:
+                same = behind.version and behind.clip == ticket.clip and behind is not ticket
+                if same and modality in behind.needs:
                     behind.lose([modality])
 
     def _leave(self, ticket: Ticket, now: float) -> None:

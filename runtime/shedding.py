@@ -3,7 +3,8 @@
 While the predicted completion of what waits exceeds a deadline, the clip whose window has the highest observed share
 is not encoded (tie: later deadline, then stream id), in one modality at a time, in the order of ``shed_order``. Never
 two running in a stream, never more than ``shed_share`` of a window, at a stream's start too. What is too late already
-lets its dearest modality go within the same limits, if it was in time when it came. Once begun, shedding aims at a
+lets its dearest modality go within the same limits, if it was in time when it came; and what is later by ``stale``
+budgets knows no mercy: looking at it helps nobody, and makes others late. Once begun, shedding aims at a
 part (``calm``) of the time from submitting to deadline, until that was kept for ``hold_seconds``.
 """
 
@@ -76,7 +77,7 @@ class Shedder:
 
         ``waiting(stream)`` is its line, in order.
         """
-        out = [self._drop(t, m) for t, m in self._hopeless(late, waiting, cost)]
+        out = [self._drop(t, m, why) for t, m, why in self._hopeless(late, waiting, now, cost)]
         order = self._order(timely, share)
         most, bar = self.policy.max_batch, self.bar(now)
         while (missed := first_miss(timely, now, cost, most, bar)) is not None:
@@ -121,14 +122,25 @@ class Shedder:
         return None
 
     def _hopeless(
-        self, late: Sequence[Ticket], waiting: Callable[[Any], Collection[Ticket]], cost: Cost
-    ) -> Iterator[tuple[Ticket, str]]:
+        self, late: Sequence[Ticket], waiting: Callable[[Any], Collection[Ticket]], now: float, cost: Cost
+    ) -> Iterator[tuple[Ticket, str, str]]:
         """What came in time and waited too long: its dearest modality goes, so that its stream catches up."""
         for ticket in late:
+            if self._stale(ticket, now):
+                left = [m for m in self.policy.shed_order if m in ticket.needs and m not in ticket.shed]
+                yield from ((ticket, m, "stale") for m in left)
+                continue
             first = next((m for m in self.policy.shed_order if m in ticket.needs), None)
             in_time = ticket.submitted + cost(ticket.load) <= ticket.deadline
             if first is not None and in_time and not ticket.shed and self.may_lose(ticket, waiting(ticket.stream)):
-                yield ticket, first
+                yield ticket, first, "load"
+
+    def _stale(self, ticket: Ticket, now: float) -> bool:
+        """Whether a clip that was in time when it came is too late for anybody."""
+        if ticket.clip is None or ticket.version:
+            return False
+        budget = ticket.deadline - ticket.submitted
+        return budget > 0 and now - ticket.deadline > self.policy.stale * budget
 
     def may_lose(self, ticket: Ticket, waiting: Collection[Ticket]) -> bool:
         """Whether a clip may be shed: never two running, never more than a share of any window it stands in."""
@@ -149,6 +161,6 @@ class Shedder:
                 return False
         return True
 
-    def _drop(self, ticket: Ticket, modality: str) -> Shed:
+    def _drop(self, ticket: Ticket, modality: str, reason: str = "load") -> Shed:
         ticket.lose([modality])
-        return Shed(ticket, modality, "load")
+        return Shed(ticket, modality, reason)

@@ -22,6 +22,7 @@ class BatchPolicy:
     shed_order: tuple[str, ...] = ("video", "audio")  # video is the dearer one
     shed_share: float = 0.4  # of a window's clips, at most
     hold_seconds: float = 1.0  # without an excess, before the bar is the deadline itself again
+    stale: float = 1.0  # times the time from submitting to deadline by which a clip may be late and still be encoded
     calm: float = 0.8  # of the time from submitting to deadline that shedding aims at once it has begun
 
     def __post_init__(self) -> None:
@@ -31,6 +32,8 @@ class BatchPolicy:
         for name in ("max_wait_seconds", "hold_seconds"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; use seconds, 0 or more")
+        if not self.stale >= 0:
+            raise ConfigError(f"stale is {self.stale}; use 0 or more times the time that a clip has")
         for name in ("shed_share", "calm"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; use a share from 0 to 1")
@@ -80,7 +83,7 @@ class Ticket:
 
 
 class Shed(NamedTuple):
-    """A modality of a clip that is not encoded, and why: load, overflow."""
+    """A modality of a clip that is not encoded, and why: load, stale, overflow."""
 
     ticket: Ticket
     modality: str

@@ -199,16 +199,18 @@ class Together:
     def classify(self, windows: Sequence[Window]) -> list[list[Outcome]]:
         """One outcome per head for each window."""
         began = self.engine.stopwatch()
-        places = list(_chunks(_alike(windows, self.cuda), SIZES[-1] if self.cuda else WINDOWS))
+        seen_of = [[c.state[m] == OBSERVED for c in w.clips for m in self.engine.encoders] for w in windows]
+        alike = _alike(windows, [not any(row) for row in seen_of], self.cuda)
+        places = list(_chunks(alike, SIZES[-1] if self.cuda else WINDOWS))
         order = [i for part in places for i in part]
-        ordered = [windows[i] for i in order]
-        seen = [[c.state[m] == OBSERVED for c in w.clips for m in self.engine.encoders] for w in ordered]
+        ordered, seen = [windows[i] for i in order], [seen_of[i] for i in order]
         rungs: list[str] = []
         logits: dict[str, list[Tensor]] = {name: [] for name in self.heads}
         for part in places:
             at = len(rungs)
             rows = slice(at, at + len(part))
-            rungs += self._filled(ordered[rows], [not all(row) for row in seen[rows]], logits)
+            blind = not self.cuda and not any(seen[at])  # as all of the part
+            rungs += self._filled(ordered[rows], [not all(row) for row in seen[rows]], blind, logits)
         out: list[list[Outcome]] = [[] for _ in windows]
         shares = [sum(row) / len(row) for row in seen]
         for name in self.heads if windows else ():
@@ -218,11 +220,21 @@ class Together:
                 out[i].append(Outcome(name, probabilities, abstained, rung, spent))
         return out
 
-    def _filled(self, windows: list[Window], hollow: list[bool], logits: dict[str, list[Tensor]]) -> list[str]:
-        """Fill those of one batch that are ``hollow``, add what the heads say to ``logits``; the rungs that filled."""
+    def _filled(
+        self, windows: list[Window], hollow: list[bool], blind: bool, logits: dict[str, list[Tensor]]
+    ) -> list[str]:
+        """Fill those of one batch that are ``hollow``, add what the heads say to ``logits``; the rungs that filled.
+
+        ``blind``: nothing of any of them was observed.
+        """
         width = self.engine.task.window
         ahead = self.engine.task.ahead if self.cuda else max(len(w.ahead) for w in windows)
         features, presence, exists = self._tensors(windows, width + ahead)
+        if blind and hasattr(self.ladder, "names"):  # whatever was filled, they abstain
+            for nothing in logits.values():
+                nothing.append(features.new_zeros((len(windows), len(self.engine.task.labels))))
+            names: list[str] = self.ladder.names(presence, exists)
+            return names
         variance, rungs = torch.zeros_like(presence, dtype=torch.float32), [OBSERVED] * len(windows)
         holes = [i for i, has in enumerate(hollow) if has]
         if holes:
@@ -295,16 +307,17 @@ def _parts(jobs: list[Done]) -> Iterator[list[Done]]:
         yield part
 
 
-def _alike(windows: Sequence[Window], cuda: bool) -> list[list[int]]:
-    """Windows by the places they have; one group where shapes must not follow the data.
+def _alike(windows: Sequence[Window], blind: Sequence[bool], cuda: bool) -> list[list[int]]:
+    """Windows by the places they have, and whether anything of them was seen; one group where shapes must not follow
+    the data.
 
     Then nothing is computed for places that no window of a group has, and no attention needs a mask.
     """
     if cuda:
         return [list(range(len(windows)))] if windows else []
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    groups: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
     for i, window in enumerate(windows):
-        groups[len(window.clips), len(window.ahead)].append(i)
+        groups[len(window.clips), len(window.ahead), blind[i]].append(i)
     return list(groups.values())
 
 

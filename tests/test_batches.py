@@ -208,7 +208,7 @@ def test_after_an_excess_shedding_aims_lower_until_it_was_calm_for_a_second():
 
 
 def test_what_waited_until_it_was_too_late_gives_up_video_within_the_same_limits():
-    line = queue()
+    line = queue(stale=9.0)
     played(line, 0, 10)
     for clip in range(10, 16):
         line.add(ticket(0, clip, 0.5, submitted=0.0))
@@ -217,6 +217,18 @@ def test_what_waited_until_it_was_too_late_gives_up_video_within_the_same_limits
     assert [(s.ticket.stream, s.ticket.clip, s.modality) for s in batch.shed] == [
         (0, clip, "video") for clip in (10, 12, 14)
     ]
+
+
+def test_what_is_later_by_a_whole_budget_is_not_looked_at_at_all():
+    line = queue()
+    played(line, 0, 10)
+    for clip in range(10, 14):
+        line.add(ticket(0, clip, 0.5 + 0.2 * clip - 2.0, submitted=0.2 * clip - 2.0))
+    line.add(ticket(0, 13, 1.1, submitted=0.6, version=1))
+    batch = line.take(1.25, dear(), half)  # due at 0.5, 0.7, 0.9 and 1.1 s, each with half a second
+    shed = {(s.ticket.clip, s.modality) for s in batch.shed}
+    assert {(10, "video"), (10, "audio"), (11, "video"), (11, "audio")} <= shed
+    assert not {clip for clip, modality in shed if modality == "audio"} & {12, 13}
 
 
 def test_a_repair_of_a_shed_clip_stays_shed_and_is_never_shed_itself():
@@ -230,7 +242,7 @@ def test_a_repair_of_a_shed_clip_stays_shed_and_is_never_shed_itself():
 
 
 def test_a_repair_that_waits_behind_its_clip_loses_what_the_clip_loses():
-    line = queue()
+    line = queue(stale=9.0)
     played(line, 0, 10)
     line.add(ticket(0, 10, 0.5, submitted=0.0))
     line.add(ticket(0, 10, 0.5, submitted=0.0, version=1))
@@ -389,7 +401,9 @@ def test_nothing_that_could_be_in_time_is_left_behind_for_something_later(arriva
 
 @given(ARRIVALS, st.integers(1, 6), st.sampled_from([1.0, 3.0, 10.0]), st.sampled_from([0.4, 0.25, 0.0]))
 def test_shedding_never_breaks_its_limits(arrivals, most, speed, most_share):
-    _, log = run(arrivals, BatchPolicy(max_batch=most, shed_share=most_share, per_stream=1000), speed)
+    _, log = run(
+        arrivals, BatchPolicy(max_batch=most, shed_share=most_share, per_stream=1000, stale=float("inf")), speed
+    )
     fates: dict[tuple[int, int], list[bool]] = defaultdict(list)
     for _, batch, _ in log:
         for t in batch.tickets:

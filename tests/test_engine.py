@@ -1,6 +1,7 @@
 """The engine: one encode per clip version, filling only what is absent, abstention, provenance, determinism."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
@@ -156,6 +157,20 @@ def test_nothing_observed_abstains_even_if_the_lookahead_was():
         (0, "final", True),
         (1, "provisional", False),
     ]
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_windows_in_which_nothing_was_observed_cost_no_model_and_say_the_same(lookahead, monkeypatch):
+    lost = [clip(k, lost="both") for k in range(6)]
+    many = engine(deterministic=False, precision="fp32")
+    monkeypatch.setattr(many.together.ladder, "forward", lambda *_: pytest.fail("nothing was to be filled"))
+    for head in many.together.heads.values():
+        monkeypatch.setattr(head, "forward", lambda *_: pytest.fail("there was nothing to judge"))
+    alone, together = (play(e, lost, stream(lookahead)) for e in (engine(), many))
+    assert len(together) == len(alone) == 6 * (1 + lookahead)
+    for a, b in zip(alone, together, strict=True):
+        assert b.abstained
+        assert replace(a, timings=None) == replace(b, timings=None)  # the rungs too
 
 
 def test_the_default_is_the_first_head_and_an_unknown_one_is_named():
