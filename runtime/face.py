@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from encoders.video.face_box import FaceBox
-from encoders.video.face_cut import AROUND, SURE, Box, cut, picked
+from encoders.video.face_cut import AROUND, SURE, Box, cut, gray, picked
 from runtime.clip import Clip
 
 __all__ = ["FaceState", "FaceTracker", "Located", "cut", "follow_all"]
@@ -29,7 +29,7 @@ class FaceState:
 
 
 Seen = tuple[Tensor, Tensor]  # boxes (B, 3) and probabilities (B,) of the pictures that were looked at
-Located = tuple[np.ndarray | None, FaceState, bool]  # crops uint8 (T, size, size), state, found
+Located = tuple[np.ndarray | None, FaceState, bool]  # crops uint8 (T, size, size[, 3]), state, found
 Looking = Generator[np.ndarray, Seen, Located]  # gives pictures uint8 (B, H, W), is sent what the net saw
 
 
@@ -45,7 +45,7 @@ class FaceTracker:
         return FaceState()
 
     def locate(self, clip: Clip, state: FaceState) -> Located:
-        """An observed clip's gray frames uint8 (T, H, W) -> crops uint8 (T, size, size), new state, found.
+        """An observed clip's frames uint8 (T, H, W[, 3]) -> crops uint8 (T, size, size[, 3]), new state, found.
 
         Without a face the crops are None and the next clip is searched as a whole again.
         """
@@ -66,8 +66,8 @@ class FaceTracker:
 
     def looking(self, clip: Clip, state: FaceState) -> Looking:
         """``locate`` without the net: gives the pictures to look at, so that many streams can look at once."""
-        frames = clip.video
-        assert frames is not None and frames.ndim == 3, "a clip whose video was observed, in gray"
+        assert clip.video is not None, "a clip whose video was observed"
+        frames = gray(clip.video)
         box = state.box
         if box is None:
             box = yield from self._search(frames[len(frames) // 2])
@@ -81,7 +81,7 @@ class FaceTracker:
         if state.box is not None and _near(found, state.box):
             x, y, side = (FOLLOW * new + (1 - FOLLOW) * old for new, old in zip(found, state.box, strict=True))
             box = (x, y, side)
-        return cut(frames, box, self.size), FaceState(box), True
+        return cut(clip.video, box, self.size), FaceState(box), True
 
     def follow(self, clips: Sequence[Clip], state: FaceState) -> Generator[np.ndarray, Seen, list[Located]]:
         """One stream's clips in order, each from where the one before left off."""

@@ -139,3 +139,13 @@ def test_the_face_net_learns_a_bright_mouth() -> None:
     train(net, [[dot()]], steps=40, seed=0, log=lambda step, value: None)
     with torch.no_grad():
         assert float(loss(net, *judged)) < 0.7 * before
+
+
+def test_colour_is_looked_at_in_gray_and_cut_in_colour() -> None:
+    tracker = FaceTracker(Finds(), 40)  # type: ignore[arg-type]
+    gray = clip(100)
+    colour = SimpleNamespace(video=np.repeat(gray.video[..., None], 3, -1))
+    expected, state, _ = tracker.locate(gray, tracker.initial_state())
+    crops, same, found = tracker.locate(colour, tracker.initial_state())  # type: ignore[arg-type]
+    assert found and crops is not None and crops.shape == (10, 40, 40, 3)
+    assert same == state and (crops == expected[..., None]).all()

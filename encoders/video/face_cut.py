@@ -13,7 +13,7 @@ import torch
 from encoders.errors import DataError
 from encoders.video.face_box import FaceBox, build
 
-__all__ = ["AROUND", "SURE", "Box", "FaceCut", "cut", "picked"]
+__all__ = ["AROUND", "SURE", "Box", "FaceCut", "cut", "gray", "picked"]
 
 SURE = 0.5  # probability above which there is a face
 AROUND = 2.6  # the second look shows this many mouth boxes, side by side
@@ -50,11 +50,11 @@ class FaceCut:
 
     def __call__(self, frames: np.ndarray, size: int) -> np.ndarray:
         """uint8 (T, H, W) or (T, H, W, 3) -> (T, size, size) or (T, size, size, 3); raises DataError without a face."""
-        gray = frames if frames.ndim == 3 else (frames @ LUMA).astype(np.uint8)
-        height, width = gray.shape[1:]
-        box = self._look(gray[len(gray) // 2][None], (width / 2, height / 2, float(max(height, width))))
+        light = gray(frames)
+        height, width = light.shape[1:]
+        box = self._look(light[len(light) // 2][None], (width / 2, height / 2, float(max(height, width))))
         if box is not None:
-            box = self._look(gray[picked(len(gray))], (box[0], box[1], box[2] * AROUND))
+            box = self._look(light[picked(len(light))], (box[0], box[1], box[2] * AROUND))
         if box is None:
             raise DataError("no face is seen in it")
         return cut(frames, (box[0], box[1], box[2] * self.margin), size)
@@ -67,6 +67,11 @@ class FaceCut:
         x, y, side = found.mean(0).tolist()
         left, top = square[0] - square[2] / 2, square[1] - square[2] / 2
         return left + x * square[2], top + y * square[2], side * square[2]
+
+
+def gray(frames: np.ndarray) -> np.ndarray:
+    """uint8 pictures, gray (T, H, W) or rgb (T, H, W, 3), as gray ones."""
+    return frames if frames.ndim == 3 else (frames @ LUMA).astype(np.uint8)
 
 
 @lru_cache(maxsize=64)
