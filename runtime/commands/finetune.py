@@ -5,6 +5,8 @@ all processes.
 """
 
 import difflib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,6 +66,9 @@ def train(
     cache: Annotated[str | None, typer.Option(help="memory: decode small data once; none.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read data.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave samples out whose file is missing.")] = False,
+    face: Annotated[
+        str, typer.Option(help="Bundle whose face finder shows faces to encoders that look at them.")
+    ] = "talk",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard events beside log.jsonl.")] = False,
@@ -88,13 +93,13 @@ def train(
     changes |= assignments(settings or ())
     options = {"resume": resume, "init": init, "device": device, "tensorboard": tensorboard}
     if preset.startswith("polyvit"):
-        _cotrain(preset, data or [], out, recipe, changes, options)
+        _cotrain(preset, data or [], out, recipe, changes, options, face)
     else:
-        _finetune(preset, data or [], out, recipe, changes, options)
+        _finetune(preset, data or [], out, recipe, changes, options, face)
 
 
 def _finetune(
-    preset: str, data: list[str], out: Path, name: str, changes: dict[str, Any], options: dict[str, Any]
+    preset: str, data: list[str], out: Path, name: str, changes: dict[str, Any], options: dict[str, Any], face: str
 ) -> None:
     from encoders.finetune import finetune
     from encoders.recipes import recipe, resumed
@@ -109,6 +114,8 @@ def _finetune(
             raise UsageError(f"{out} holds a run of {config.preset}, not of {preset}; resume it by its own name")
     elif data:
         config = recipe(preset, data[0], name=name, **changes)
+        if not config.face and _region(config.preset, config.encoder) == "face":
+            config = replace(config, face=_face_net(face))
     else:
         raise UsageError("no data to train on; give --data, for example kinetics400:PATH, or go on with --resume")
     with processes(), Bar(config.epochs, quiet=world()[0] > 0) as bar:
@@ -120,7 +127,7 @@ def _finetune(
 
 
 def _cotrain(
-    preset: str, data: list[str], out: Path, name: str, changes: dict[str, Any], options: dict[str, Any]
+    preset: str, data: list[str], out: Path, name: str, changes: dict[str, Any], options: dict[str, Any], face: str
 ) -> None:
     from encoders.cotrain import cotrain, resumed, run_of
     from encoders.training import choose_device, processes, world
@@ -130,6 +137,9 @@ def _cotrain(
         config = resumed(out, **changes)
     elif data:
         config = run_of(preset, data, **changes)
+        seen = {m for m in ("image", "video") if _region(preset, config.overrides, m) == "face"}
+        tasks = (replace(t, face=_face_net(face)) if t.modality in seen and not t.face else t for t in config.tasks)
+        config = replace(config, tasks=tuple(tasks))
     else:
         raise UsageError("no data to train on; give --data once or more, or go on with --resume")
     if name:
@@ -140,6 +150,24 @@ def _cotrain(
         first = world()[0] == 0
     if first:
         print(f"trained: {out / 'model.safetensors'}; metrics in {out / 'metrics.json'}")
+
+
+def _region(preset: str, overrides: Mapping[str, Any], modality: str = "") -> str:
+    """What an encoder's pictures show: frame or face."""
+    from encoders.registry import config_of
+
+    config = config_of(preset, **overrides)
+    return str(getattr(getattr(config, modality, None) if modality else config, "region", "frame"))
+
+
+def _face_net(name: str) -> str:
+    """The weights of a bundle's face finder."""
+    from runtime.bundle import Bundle
+
+    bundle = Bundle.load(name)
+    if bundle.manifest.face is None:
+        raise UsageError(f"bundle {name} has no face finder; name another with --face")
+    return str(bundle.path / bundle.manifest.face.weights)
 
 
 def say(sentence: str) -> None:
