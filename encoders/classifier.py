@@ -16,7 +16,9 @@ from encoders.checkpoint import load_weights
 from encoders.errors import ConfigError
 from encoders.registry import build, config_of
 
-__all__ = ["Classifier", "build_classifier", "encoder_weights", "load_encoder", "start_from"]
+__all__ = [
+    "Classifier", "build_classifier", "encoder_file", "encoder_weights", "load_encoder", "modalities_of", "start_from",
+]  # fmt: skip
 
 
 class Classifier(nn.Module):
@@ -47,7 +49,7 @@ def build_classifier(preset: str, classes: int, overrides: Mapping[str, Any] | N
     """The encoder of a preset with a head of ``classes`` outputs, freshly initialised."""
     overrides = dict(overrides or {})
     config = _without_head(preset, overrides)
-    if "video" not in _modalities(preset):
+    if "video" not in modalities_of(preset, overrides):
         raise ConfigError(f"preset {preset} does not read pictures; fine-tune a video encoder")
     if _has_head(config):
         return build(preset, **{**overrides, "classes": classes})
@@ -88,6 +90,19 @@ def load_encoder(preset: str, overrides: Mapping[str, Any], weights: Mapping[str
     return encoder.eval().requires_grad_(False)
 
 
+def encoder_file(preset: str, overrides: Mapping[str, Any]) -> str:
+    """What the weights of a run's encoder are called: after its one modality, or ``encoder`` where it has several."""
+    several = len(modalities_of(preset, overrides)) > 1
+    return "encoder.safetensors" if several else "video.safetensors"
+
+
+def modalities_of(preset: str, overrides: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an encoder takes, without building its weights."""
+    with torch.device("meta"):
+        encoder: Any = build(preset, **_headless(preset, dict(overrides)))
+    return tuple(encoder.modalities)
+
+
 def _own(preset: str, overrides: Mapping[str, Any]) -> set[str]:
     """The names of the encoder's weights."""
     with torch.device("meta"):
@@ -106,14 +121,5 @@ def _without_head(preset: str, overrides: Mapping[str, Any]) -> Any:
 
 def _has_head(config: Any) -> bool:
     return any(f.name == "classes" for f in dataclasses.fields(config))
-
-
-def _modalities(preset: str) -> tuple[str, ...]:
-    from importlib import import_module
-
-    from encoders.registry import ENCODERS
-
-    module, _, name = ENCODERS[preset].partition(":")
-    return tuple(getattr(import_module(module), name).modalities)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from encoders.clips import VideoSpec
+from encoders.readings import answered, is_joint, prepared
 
 __all__ = ["clip_macs", "how_much"]
 
@@ -18,7 +19,10 @@ def clip_macs(model: Any, spec: VideoSpec) -> int:
     shape = (1, spec.frames, spec.size, spec.size, 3)
     clip = torch.zeros(shape[: 4 if spec.pixel_format == "gray" else 5], dtype=torch.uint8, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(model.prepare(clip))
+        seen = prepared(model, clip)
+        if is_joint(model) and "audio" in model.modalities:
+            seen["audio"] = torch.zeros(1, *model.front.shape(model.clip_seconds), device="meta")
+        answered(model, seen)
     return int(counter.get_total_flops()) // 2
 
 

@@ -1,33 +1,37 @@
 """Fine-tuning a classifier of recordings: one loop, top to bottom, with the recipes of ViViT, MTV and their relatives.
 
 A run's folder holds ``config.json`` (resolved), ``log.jsonl``, the checkpoint, and at the end ``model.safetensors``
-(with the head), ``video.safetensors`` (the encoder, as bundles want it), ``classes.json`` and ``metrics.json`` (the
-validation split).
+(with the head), ``video.safetensors`` (the encoder, as bundles want it; ``encoder.safetensors`` where it also hears),
+``classes.json`` and ``metrics.json`` (the validation split). In the log ``unreadable`` counts the epoch's recordings
+that were replaced by another, and what had left the list before.
 
 Shapes: B batch, T frame, H W pixels, K class.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from encoders.classifier import build_classifier, encoder_weights, start_from
+from encoders.classifier import build_classifier, encoder_file, encoder_weights, start_from
 from encoders.cost import clip_macs, how_much
 from encoders.datasets.labelled import Instances, train_or_next
+from encoders.datasets.labelled_pairs import LabelledPairs, require_both
 from encoders.datasets.mixup import mixup
 from encoders.ema import EMA
 from encoders.errors import ConfigError
 from encoders.labelled_data import open_splits
-from encoders.multi_view import prepared, test
+from encoders.multi_view import test
 from encoders.processes import wait_for_all
-from encoders.recipes import FinetuneConfig
+from encoders.readings import MODALITIES, Batch, answered, as_tensors, is_joint, prepared, to_device
+from encoders.recipes import STOCHASTIC_DEPTH, FinetuneConfig
 from encoders.settings import to_dict
 from encoders.sgd import SGD
 from encoders.tasks import LabelTask
@@ -68,26 +72,36 @@ __all__ = [
     "weights_of",
 ]
 
+Say = Callable[[str], None]
+LACKED = ("unreadable", "without_video", "without_audio")
 Progress = Callable[[int, int, int, float], None]  # (epoch, batches of it done, batches in it, loss)
 
 
-class _Readings(torch.utils.data.Dataset[tuple[int, Tensor]]):
+class Part(NamedTuple):
+    """A part of a process's share of a batch."""
+
+    ids: Tensor  # (B,) the samples that were read
+    clips: Batch
+    asked: Tensor  # (B,) the samples that should have been
+
+
+class _Readings(torch.utils.data.Dataset[tuple[int, Batch, int]]):
     """(sample, epoch, place in the epoch) to one reading; the same whoever reads it, and whenever."""
 
     def __init__(self, instances: Instances, seed: int) -> None:
         self.instances, self.seed = instances, seed
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[int, Tensor]:
-        index, epoch, place = key
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[int, Batch, int]:
+        asked, epoch, place = key
         random = np.random.default_rng([self.seed, epoch, place])
-        index, clip = train_or_next(self.instances, index, random)
-        return index, torch.from_numpy(np.ascontiguousarray(clip))
+        index, clip = train_or_next(self.instances, asked, random)
+        return index, as_tensors(clip), asked
 
 
 def micro_batches(
     instances: Instances, *, seed: int, epoch: int, batch: int, accumulate: int, workers: int, skip: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's share of an epoch's batches, from batch ``skip`` on, each in ``accumulate`` parts: (ids, clips).
+) -> Iterator[Part]:
+    """This process's share of an epoch's batches, from batch ``skip`` on, each in ``accumulate`` parts.
 
     An incomplete last batch is left out.
     """
@@ -107,7 +121,7 @@ def micro_batches(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or the loader would draw from the global one, and resuming would differ
     )
-    yield from loader
+    yield from (Part(*part) for part in loader)
 
 
 def quiet_worker(_: int) -> None:
@@ -131,6 +145,9 @@ class _Run:
     epoch: int = 0
     batches: int = 0  # of the epoch, done
     step: int = 0
+    told: bool = False  # that something cannot be read
+    # What the epoch's readings lacked so far, in this process: whole recordings, or one modality.
+    lacked: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LACKED, 0))
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
@@ -144,23 +161,36 @@ class _Run:
     def save(self) -> None:
         """Write the checkpoint; every process must call this, one writes."""
         average_buffers(self.model)
+        lacked = self.lacked_by_all()
         if world()[0] == 0:
-            values = {"epoch": self.epoch, "batches": self.batches, "step": self.step}
+            values = {"epoch": self.epoch, "batches": self.batches, "step": self.step, **lacked}
             save_checkpoint(self.out, snapshot(self.modules, self.optimizer, {}, values))
         wait_for_all()  # or a faster process might read the older one
+
+    def lacked_by_all(self) -> dict[str, int]:
+        """What readings of all processes lacked; every process must call this."""
+        device = next(self.model.parameters()).device
+        counts = torch.tensor([float(self.lacked[name]) for name in LACKED], device=device)
+        sums = (mean_over_processes(counts) * world()[1]).tolist()
+        return {name: round(x) for name, x in zip(LACKED, sums, strict=True)}
 
     def load(self) -> None:
         """Go on from the checkpoint in the run's folder."""
         checkpoint = load_checkpoint(self.out)
         restore(checkpoint, self.modules, self.optimizer, {})
         self.epoch, self.batches, self.step = (int(checkpoint.values[k]) for k in ("epoch", "batches", "step"))
+        if world()[0] == 0:  # the others' counts are in the first one's
+            self.lacked = {k: int(checkpoint.values.get(k, 0)) for k in LACKED}
 
     def export(self, metrics: dict[str, float]) -> None:
         """The weights by themselves, as bundles and feature extraction want them, and how good they are."""
         config = self.config
         save_weights(self.out / "model.safetensors", self.best.state_dict())
         encoder = encoder_weights(self.best, config.preset, config.encoder)
-        save_weights(self.out / "video.safetensors", encoder)
+        # With its own config, so that a bundle made of it sees what it was trained to see.
+        own = {k: v for k, v in to_dict(config)["overrides"].items() if k not in STOCHASTIC_DEPTH}
+        header = {"preset": config.preset, "config": json.dumps(own)}
+        save_weights(self.out / encoder_file(config.preset, config.encoder), encoder, header)
         about = {"split": list(config.validation_splits), "views": config.views}
         write_json(self.out / "metrics.json", {**about, **metrics})
 
@@ -174,7 +204,7 @@ def finetune(
     device: str = "cpu",
     tensorboard: bool = False,
     progress: Progress | None = None,
-    say: Callable[[str], None] = lambda sentence: None,
+    say: Say = lambda sentence: None,
 ) -> Path:
     """Train and give the folder of the weights. ``init``: weights (safetensors) or the folder of a run to start from.
 
@@ -191,9 +221,10 @@ def finetune(
         write_json(out / "classes.json", to_dict(run.task))
     with Logs(out, from_step=run.step, tensorboard=tensorboard, on=first) as logs, stop_requests() as stop_requested:
         while run.step < total:
-            parts: list[tuple[Tensor, Tensor]] = []
+            parts: list[Part] = []
             for part in _epoch(run, instances):
                 parts.append(part)
+                _count(run, part, instances, say)
                 if len(parts) < config.accumulate:
                     continue
                 lr, started = config.lr * schedule(run.step / total), time.perf_counter()
@@ -201,7 +232,8 @@ def finetune(
                 run.batches, run.step, parts = run.batches + 1, run.step + 1, []
                 if run.step % config.log_every == 0 or run.batches == steps:
                     seconds = time.perf_counter() - started
-                    logs.write(run.step, epoch=run.epoch, lr=lr, loss=loss, gradient_norm=norm, seconds=seconds)
+                    logs.write(run.step, epoch=run.epoch, lr=lr, loss=loss, gradient_norm=norm, seconds=seconds,
+                               **_lacked(run, instances))  # fmt: skip
                 if progress is not None:
                     progress(run.epoch, run.batches, steps, loss)
                 if any_process(stop_requested()):
@@ -210,7 +242,7 @@ def finetune(
                 if run.step == total:
                     break
             if run.batches == steps:
-                run.epoch, run.batches = run.epoch + 1, 0
+                run.epoch, run.batches, run.lacked = run.epoch + 1, 0, dict.fromkeys(LACKED, 0)
             if validation is not None and run.epoch % config.eval_every == 0 and run.step < total:
                 logs.write(run.step, epoch=run.epoch, **_judged(run, validation, "1x1", device))
             if run.epoch % config.save_every == 0 or run.step == total:
@@ -224,30 +256,53 @@ def finetune(
     return out
 
 
-def _epoch(run: _Run, instances: Instances) -> Iterator[tuple[Tensor, Tensor]]:
+def _epoch(run: _Run, instances: Instances) -> Iterator[Part]:
     config = run.config
     yield from micro_batches(instances, seed=config.seed, epoch=run.epoch, batch=config.batch, workers=config.workers,
                              accumulate=config.accumulate, skip=run.batches)  # fmt: skip
 
 
+def _count(run: _Run, part: Part, instances: Instances, say: Say) -> None:
+    """What a part's readings lacked; the first recording that was replaced is named."""
+    replaced = (part.ids != part.asked).nonzero()[:, 0].tolist()
+    if replaced and not run.told:
+        run.told = True
+        sample = instances.samples[int(part.asked[replaced[0]])]
+        say(
+            f"{sample.path} cannot be read, and the sample after it is taken instead; the log counts such recordings "
+            "as unreadable"
+        )
+    run.lacked["unreadable"] += len(replaced)
+    if not isinstance(part.clips, Tensor):
+        for modality, there in zip(MODALITIES, part.clips["presence"].sum(0).tolist(), strict=True):
+            run.lacked[f"without_{modality}"] += len(part.ids) - there
+
+
+def _lacked(run: _Run, instances: Instances) -> dict[str, int]:
+    """What is logged of it, over all processes; every process must call this."""
+    found = run.lacked_by_all()
+    named = [name for name in LACKED if name == "unreadable" or is_joint(run.model)]
+    return {name: found[name] + (getattr(instances, "lost", 0) if name == "unreadable" else 0) for name in named}
+
+
 def train_step(
-    run: _Run, parts: Sequence[tuple[Tensor, Tensor]], instances: Instances, lr: float, device: str
+    run: _Run, parts: Sequence[Part], instances: Instances, lr: float, device: str
 ) -> tuple[float, float]:
-    """One step on this process's share of a batch, in parts of (ids, clips); the loss, and the gradient's norm.
+    """One step on this process's share of a batch, in parts; the loss, and the gradient's norm.
 
     Raises NotFinite before the weights have seen a bad loss.
     """
     config, total = run.config, torch.zeros((), device=device)
     run.optimizer.zero_grad(set_to_none=True)
-    for place, (ids, clips) in enumerate(parts):
+    for place, (ids, clips, _) in enumerate(parts):
         # Chance is a function of the step, so that a resumed run draws what an uninterrupted one draws.
         random = np.random.default_rng([config.seed, run.step, world()[0], place])
         torch.manual_seed(int(random.integers(2**63)))
         targets = run.task.targets([instances.samples[i] for i in ids.tolist()]).to(device)
-        x = prepared(run.model, clips.to(device, non_blocking=True))
+        x = prepared(run.model, to_device(clips, device))
         x, targets = mixup(x, targets, config.mixup, random)
-        with torch.autocast(x.device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext():
-            logits = run.model(x)
+        with torch.autocast(targets.device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext():
+            logits = answered(run.model, x)
         loss = run.task.compute_loss(logits, targets, config.smoothing) / len(parts)
         total += loss.detach()
         check_finite(mean_over_processes(loss.detach()), epoch=run.epoch, step=run.step)
@@ -289,7 +344,7 @@ def _judged(run: _Run, validation: Instances, views: str, device: str) -> dict[s
 
 
 def _set_up(
-    config: FinetuneConfig, out: Path, device: str, resume: bool, init: Path | None, say: Callable[[str], None]
+    config: FinetuneConfig, out: Path, device: str, resume: bool, init: Path | None, say: Say
 ) -> tuple[_Run, Instances, Instances | None]:
     """Everything before the first step; contradictions are refused here."""
     if not resume and (out / "checkpoint.json").exists():
@@ -311,8 +366,12 @@ def _set_up(
         f"{config.preset}: {parameters / 1e6:.1f} M parameters ({started}), {count} samples of {len(task.classes)} "
         f"classes, {steps} steps of {config.batch}; {how_much(macs, steps * config.batch)}"
     )
-    instances = train.open(model.spec)
-    validation = held_out.open(model.spec) if held_out is not None else None
+    instances = train.open_for(model)
+    if isinstance(instances, LabelledPairs):
+        require_both(instances)
+    if instances.lost:
+        say(f"{instances.lost} of {count} samples cannot be read and are left out; the log counts them as unreadable")
+    validation = held_out.open_for(model) if held_out is not None else None
     check_batch(config.batch, config.accumulate, len(instances.samples))  # what cannot be decoded is gone
     model = model.to(device).train()
     run = _Run(config, out, task, model, make_optimizer(config, model), EMA(model, config.ema) if config.ema else None)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from encoders.checkpoint import load_weights
-from encoders.classifier import build_classifier, load_encoder
+from encoders.classifier import build_classifier, encoder_file, load_encoder
 from encoders.datasets.corpus import open_corpus
 from encoders.datasets.views import views_of
 from encoders.errors import ConfigError, DataError, LegatoError, UsageError
@@ -18,6 +18,7 @@ from encoders.finetune import weights_of
 from encoders.labelled_data import Split
 from encoders.linear_probe import Features, features_of, few_shot, linear_probe
 from encoders.multi_view import test
+from encoders.readings import Batch, features_seen, is_joint, prepared
 from encoders.recipes import FinetuneConfig, recipe
 from encoders.settings import from_dict
 from encoders.tasks import LabelTask, task_of
@@ -56,7 +57,7 @@ def test_run(
     split = _split(config, data or config.data, tuple(splits) or config.validation_splits, task)
     model = build_classifier(config.preset, len(task.classes), config.encoder)
     load_weights(model, weights_of(folder), what=f"the model in {folder}")
-    instances = split.open(model.spec)
+    instances = split.open_for(model)
     bf16 = config.precision == "bf16"
     return test(model.to(device), task, instances, views_of(config.views), device=device, batch=config.eval_batch,
                 bf16=bf16, progress=progress)  # fmt: skip
@@ -89,7 +90,8 @@ def encoder_of(
     if run is not None:
         config = run_of(run)
         config = replace(config, data=data or config.data, cache="none")
-        return Probe(config, load_encoder(config.preset, config.encoder, weights_of(run / "video.safetensors")))
+        trained = weights_of(run / encoder_file(config.preset, config.encoder))
+        return Probe(config, load_encoder(config.preset, config.encoder, trained))
     if not preset or not data:
         raise UsageError("nothing to probe; give --run, or --preset and --data, with --checkpoint for its weights")
     config = recipe(preset, data, **{"cache": "none", **changes})
@@ -130,13 +132,16 @@ def _both(
     if "video" not in encoder.modalities:
         raise ConfigError(f"preset {config.preset} does not read pictures; probe a video encoder")
 
-    def encode(clips: Tensor) -> Tensor:
+    def encode(clips: Batch) -> Tensor:
+        if is_joint(encoder):  # of all that a clip has
+            return features_seen(encoder, prepared(encoder, clips))
         return encoder.encode(clips, "video") if len(encoder.modalities) > 1 else encoder.encode(clips)
 
-    spec = getattr(encoder, "specs", {}).get("video", encoder.spec)
     found = []
+    spec = getattr(encoder, "specs", {}).get("video", encoder.spec)
     for chosen in (tuple(train), tuple(splits)):
-        instances = _split(config, config.data, chosen, task).open(spec)
+        split = _split(config, config.data, chosen, task)
+        instances = split.open_for(encoder) if is_joint(encoder) else split.open(spec)
         found.append(features_of(encode, task, instances, views_of(views), device=device, progress=progress))
     return task, found[0], found[1]
 

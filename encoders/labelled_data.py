@@ -3,19 +3,25 @@
 Everything that can be refused is refused here, before a model is built: an empty split, a label outside the head.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from encoders.clips import VideoSpec
 from encoders.datasets.corpus import Corpus, open_corpus
 from encoders.datasets.labelled import LabelledClips, Look
+from encoders.datasets.labelled_pairs import Hearing, LabelledPairs, kept_flow
 from encoders.datasets.sample import Sample
 from encoders.datasets.views import ClipSampling
-from encoders.errors import ConfigError
+from encoders.errors import ConfigError, OutputError
+from encoders.readings import is_joint
 from encoders.recipes import FinetuneConfig
 from encoders.tasks import LabelTask, task_of
 from encoders.video.face_cut import FaceCut
+from encoders.video.flow import FlowCache
 
 __all__ = ["Split", "face_cut", "open_splits"]
 
@@ -35,16 +41,56 @@ class Split:
 
     def open(self, spec: VideoSpec, progress: Counting | None = None) -> LabelledClips:
         """The samples as an encoder of this spec sees them; decoded here where the config keeps them in memory."""
+        clips = LabelledClips(self.samples, *self._seen(spec), self.config.augment)
+        if self.config.cache == "memory":
+            clips.keep(self.config.cache_gb, progress=progress)
+        return clips
+
+    def open_for(self, model: Any, progress: Counting | None = None) -> LabelledClips | LabelledPairs:
+        """The samples as a model takes them: clips of pictures, or pictures and sound of one span.
+
+        Raises ConfigError where flow is to be kept for a model that sees none.
+        """
+        config = self.config
+        flows = is_joint(model) and "flow" in model.sees
+        if config.flow_cache and not flows:
+            raise ConfigError(f"preset {config.preset} sees no flow; leave out flow_cache {config.flow_cache}")
+        if not is_joint(model):
+            return self.open(model.spec, progress)
+        hearing = None
+        if "audio" in model.modalities:
+            hearing = Hearing(front=model.front, seconds=model.clip_seconds, augment=config.sound)
+        sampling, look = self._seen(model.specs["video"])
+        flow = model.config.flow if flows else None
+        pairs = LabelledPairs(self.samples, sampling, look, hearing, config.augment, flow, self._flow_cache(look, flow))
+        if config.cache == "memory":
+            pairs.keep(config.cache_gb, progress=progress)
+        return pairs
+
+    def _seen(self, spec: VideoSpec) -> tuple[ClipSampling, Look]:
+        """Which frames of a sample are looked at, and what of them."""
         config = self.config
         short_side = config.short_side or max(spec.size, round(spec.size / spec.crop_share))
         seen = spec.region == "face"
         face = face_cut(config.face, f"preset {config.preset}", short_side / spec.size) if seen else None
         look = Look(size=spec.size, short_side=short_side, pixel_format=spec.pixel_format, box=config.box, face=face)
-        sampling = ClipSampling(frames=spec.frames, stride=config.stride, fps=config.fps)
-        clips = LabelledClips(self.samples, sampling, look, config.augment)
-        if config.cache == "memory":
-            clips.keep(config.cache_gb, progress=progress)
-        return clips
+        return ClipSampling(frames=spec.frames, stride=config.stride, fps=config.fps), look
+
+    def _flow_cache(self, look: Look, flow: Any) -> FlowCache | None:
+        """The folder's part for clips that are looked at like this; raises OutputError where it cannot be made."""
+        config = self.config
+        if not config.flow_cache:
+            return None
+        try:
+            Path(config.flow_cache).expanduser().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"flow_cache {config.flow_cache} cannot be made ({error.strerror}); name a folder that can be written"
+            ) from None
+        face = hashlib.sha256(Path(config.face).expanduser().read_bytes()).hexdigest() if look.face else ""
+        # Frames from memory lie on the fps grid, others where the clip's own times fall.
+        looked = [look.pixel_format, look.box, face, config.cache, str(config.fps), config.stride]
+        return kept_flow(config.flow_cache, flow, json.dumps(looked))
 
 
 def face_cut(weights: str, who: str, margin: float) -> FaceCut:

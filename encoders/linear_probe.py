@@ -19,6 +19,7 @@ from torch import Tensor
 from encoders.datasets.labelled import Instances
 from encoders.datasets.views import Views
 from encoders.errors import ConfigError, DataError, LegatoError
+from encoders.readings import MODALITIES, Batch, as_tensors, count, rows_of, to_device
 from encoders.tasks import LabelTask
 
 __all__ = ["Features", "features_of", "few_shot", "fit_linear", "linear_probe", "ridge", "summary"]
@@ -45,7 +46,7 @@ class Features:
 
 @torch.no_grad()
 def features_of(
-    encode: Callable[[Tensor], Tensor],
+    encode: Callable[[Batch], Tensor],
     task: LabelTask,
     instances: Instances,
     views: Views,
@@ -60,10 +61,11 @@ def features_of(
     total = len(instances.samples)
     for index in range(total):
         try:
-            clips = torch.from_numpy(np.ascontiguousarray(instances.views(index, views)))
+            clips = instances.views(index, views)
         except LegatoError:
             continue  # counted as unreadable
-        parts = [encode(clips[i : i + batch].to(device)).float().cpu() for i in range(0, len(clips), batch)]
+        starts = range(0, count(clips), batch)
+        parts = [encode(to_device(as_tensors(rows_of(clips, i, i + batch)), device)).float().cpu() for i in starts]
         rows.append(torch.cat(parts).mean(0))
         read.append(instances.samples[index])
         if progress is not None:
@@ -156,5 +158,6 @@ def ridge(train: Features, x: Tensor, strength: float = RIDGE) -> Tensor:
 def summary(results: Mapping[str, Any]) -> str:
     """One line for people: shares in percent, the rest as it is."""
     shares = ("top1", "top5", "map", "action", "noun", "verb", "std")
-    parts = [f"{k} {100 * v:.1f} %" if k in shares else f"{k} {v:g}" for k, v in results.items()]
+    alone = {f"{modality}_{k}" for modality in MODALITIES for k in shares}
+    parts = [f"{k} {100 * v:.1f} %" if k in {*shares, *alone} else f"{k} {v:g}" for k, v in results.items()]
     return ", ".join(parts)

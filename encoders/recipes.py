@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from encoders.datasets.augment import Augment
+from encoders.datasets.labelled_pairs import Spectrograms
 from encoders.datasets.views import views_of
 from encoders.errors import ConfigError, DataError, LegatoError
 from encoders.registry import config_of
@@ -22,7 +23,9 @@ from encoders.settings import from_dict, override, pick, to_dict
 
 __all__ = ["RECIPES", "FinetuneConfig", "recipe", "recipe_name", "resumed"]
 
-MAY_CHANGE = ("workers", "log_every", "save_every", "eval_every", "eval_batch", "views", "cache", "cache_gb")
+MAY_CHANGE = (
+    "workers", "log_every", "save_every", "eval_every", "eval_batch", "views", "cache", "cache_gb", "flow_cache",
+)  # fmt: skip
 STOCHASTIC_DEPTH = ("stochastic_depth", "drop_path")  # what it is called in the encoders' configs
 
 
@@ -46,6 +49,8 @@ class FinetuneConfig:
     box: tuple[float, float, float, float] | None = None  # left, top, width, height that is looked at; None: all
     face: str = ""  # weights of a face net, for encoders that look at the face
     augment: Augment = field(default_factory=Augment)
+    sound: Spectrograms = field(default_factory=Spectrograms)  # of models that also hear: what is done to it
+    flow_cache: str = ""  # folder that keeps flow, for models with a view of it; empty: found anew each time
     cache: Literal["none", "memory"] = "none"  # memory: decode every sample once, for small data
     cache_gb: float = 4.0
     # what is learned
@@ -159,6 +164,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         **_MTV, **_SSV2, "epochs": 60, "batch": 256, "lr": 0.2, "smoothing": 0.2, "mixup": 0.3,
         "overrides": {"frames": 48}, **_augment(rand_layers=1, rand_magnitude=15.0),
     },
+    # M&M: trained as MTV is on Epic-Kitchens, from MTV-B's weights; what is done to sound is PolyViT's (ours)
+    "mm_mix_epic_kitchens": {
+        **_MTV, "epochs": 80, "batch": 128, "lr": 0.2, "smoothing": 0.2, "stride": 1, "views": "4x1",
+        **_augment(rand_layers=3, rand_magnitude=10.0),
+    },
+    # and elsewhere as MTV-B on Kinetics, every picture looked at, as many as its clip has
+    "mm_mix": {**_MTV, "stride": 1},
     # TokenLearner (projects/token_learner/configs): B/16 from scratch on ImageNet, sigmoids
     "token_learner_imagenet": {
         **_IMAGE, "epochs": 90, "batch": 4096, "optimizer": "adamw", "lr": 5e-3, "weight_decay": 0.3,
@@ -178,6 +190,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # the same from the mouth that a face net finds, by what moves in it: a transformer learns nothing from the rest
     "lips": _LIPS,
+    # and with the sound of the same word
+    "lips_sound": {
+        **_LIPS, "sound.gain": 0.5, "sound.frequency_share": 0.2, "sound.time_masks": 1, "sound.time_share": 0.2,
+    },
     "lips_vivit": {**_LIPS, "overrides": {**_LIPS["overrides"], "pool": "mean"}},
 }  # fmt: skip
 
@@ -199,11 +215,14 @@ CHOICES: dict[tuple[str, str], str] = {
     **{(family, f"kinetics{n}"): "mtv_l_kinetics" for family in ("mtv_l", "mtv_h") for n in (600, 700)},
     ("mtv_l", "moments"): "mtv_l_moments",
     ("mtv_h", "moments"): "mtv_l_moments",
+    ("mm_mix", ""): "mm_mix",
+    ("mm_mix", "epic_kitchens"): "mm_mix_epic_kitchens",
     ("token_learner", ""): "token_learner_kinetics",
     ("token_learner", "imagenet"): "token_learner_imagenet",
     ("", ""): "vivit_kinetics400",
     **{(family, f"grid_{name}"): recipe
-       for family, recipe in (("vivit", "lips_vivit"), ("mtv", "lips"), ("token_learner", "lips"))
+       for family, recipe in (("vivit", "lips_vivit"), ("mtv", "lips"), ("token_learner", "lips"),
+                              ("mm_mix", "lips_sound"))
        for name in ("digits", "commands", "lips", "words")},
     ("", "grid_words"): "words",
     ("", "grid_lips"): "words",

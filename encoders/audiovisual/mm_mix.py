@@ -36,7 +36,7 @@ from encoders.audio.log_mel import FRONTS, Front
 from encoders.clips import AudioSpec, VideoSpec
 from encoders.errors import ConfigError, DataError
 from encoders.layers.embed import PatchEmbed, TubeletEmbed, check_divides
-from encoders.layers.pictures import signed_pictures
+from encoders.layers.pictures import motion_of, signed_pictures
 from encoders.settings import pick
 from encoders.video.flow import FlowConfig, optical_flow
 from encoders.video.mtv import MTVConfig, ViewTokens, check_clip, zero_head
@@ -126,14 +126,22 @@ class MMMix(nn.Module):
         """
         return self.features(self.prepare(clips, modality))
 
-    def prepare(self, clips: Tensor, modality: str = "video") -> dict[str, Tensor]:
-        """Clips to what the views of a modality see: pictures and flow, or a spectrogram."""
+    def prepare(self, clips: Tensor, modality: str = "video", flow: Tensor | None = None) -> dict[str, Tensor]:
+        """Clips to what the views of a modality see: pictures and flow, or a spectrogram.
+
+        ``flow``: fields (B, T, H, W, 2) in pixels, where they are known; else they are found in the clips.
+        """
         if modality not in self.modalities:
             raise ConfigError(f"{modality!r} is no modality of this model; use {' or '.join(self.modalities)}")
         if modality == "audio":
             return {"audio": self.front(clips)}  # (B, U, F)
-        seen = {"rgb": signed_pictures(clips, self.config.channels)} if "rgb" in self.sees else {}
-        return seen | ({"flow": self._flow(clips)} if "flow" in self.sees else {})
+        seen = {}
+        if "rgb" in self.sees:
+            pictures = signed_pictures(clips, self.config.channels)
+            seen["rgb"] = motion_of(pictures) if self.config.motion else pictures
+        if "flow" in self.sees:
+            seen["flow"] = self._flow(clips) if flow is None else flow_channels(flow, self.config.flow)
+        return seen
 
     def forward(
         self,
@@ -148,10 +156,16 @@ class MMMix(nn.Module):
         clip has video, audio.
         """
         if flow is None and video is not None and "flow" in self.sees:
+            if self.config.motion:
+                raise DataError("flow cannot be found in pictures of movement alone; give flow too, as prepare does")
             clips = ((video.movedim(1, -1) + 1) * 127.5).round().clamp(0, 255).byte()
             flow = self._flow(clips if self.config.channels == 3 else clips[..., 0])
         given = {"rgb": video, "audio": audio, "flow": flow}
-        x = self.features({name: seen for name, seen in given.items() if seen is not None}, presence)
+        return self.logits({name: seen for name, seen in given.items() if seen is not None}, presence)
+
+    def logits(self, seen: Mapping[str, Tensor], presence: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b k"]:
+        """What is seen, by the names of `prepare`, to logits (B, K); without a head to features."""
+        x = self.features(seen, presence)
         return x if self.head is None else self.head(x)
 
     def features(self, seen: Mapping[str, Tensor], presence: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b d"]:
@@ -220,9 +234,9 @@ def _check_batch(seen: Mapping[str, Tensor], presence: Tensor | None) -> None:
         raise DataError(f"presence {tuple(presence.shape)} is not (clips, 2); give video and audio of each clip")
 
 
-def flow_channels(flow: np.ndarray, config: FlowConfig) -> Float[Tensor, "b c t h w"]:
+def flow_channels(flow: np.ndarray | Tensor, config: FlowConfig) -> Float[Tensor, "b c t h w"]:
     """Fields (B, T, H, W, 2) in pixels to what a flow view sees: right, down and their mean, in [-1, 1]."""
-    x = torch.from_numpy(flow / np.float32(config.bound)).movedim(-1, 1)
+    x = (torch.as_tensor(flow).float() / config.bound).movedim(-1, 1)
     return torch.cat([x, x.mean(1, keepdim=True)], 1)
 
 

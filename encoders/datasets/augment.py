@@ -7,7 +7,10 @@ Images (PolyViT, TokenLearner) are cut with Inception's random box instead.
 Clips are uint8, ``(T, H, W)`` gray or ``(T, H, W, 3)`` RGB; a gray clip skips what only colour has.
 """
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +23,7 @@ from encoders.errors import ConfigError
 __all__ = ["Augment", "colour_jitter", "crop_at", "simclr", "to_short_side"]
 
 Clip = NDArray[np.uint8]
+Field = NDArray[np.float32]  # movement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +64,32 @@ class Augment:
             clip = np.ascontiguousarray(clip[:, :, ::-1])
         return self._recolour(clip, random)
 
-    def _random_crop(self, clip: Clip, short_side: int, size: int, random: np.random.Generator) -> Clip:
+    def with_flow(
+        self, clip: Clip, flow: Field, short_side: int, size: int, random: np.random.Generator
+    ) -> tuple[Clip, Field]:
+        """A clip at its short side, and its flow (T, H, W, 2) that moves along: scaled, cut and mirrored, not coloured.
+
+        RandAugment's operations leave flow as it is. Raises ConfigError where ``area`` is set: a box of another aspect
+        would bend movement.
+        """
+        if self.area is not None:
+            raise ConfigError(f"area {self.area} cuts boxes of any aspect, which flow cannot follow; use scale instead")
+        from encoders.video.flow import mirror_flow, resize_flow  # late: it writes files, which few need
+
+        again = copy.deepcopy(random)  # the same draws for both
+        flow = self._random_crop(flow, short_side, size, again, resize_flow)
+        if again.random() < self.mirror:
+            flow = mirror_flow(flow)
+        return self(clip, short_side, size, random), flow
+
+    def _random_crop(
+        self, clip: Any, short_side: int, size: int, random: np.random.Generator,
+        resized: Callable[[Any, int, int], Any] | None = None,
+    ) -> Any:  # fmt: skip
         high, wide = _fitted(clip, short_side)
         if self.scale != (1.0, 1.0):
             high, wide = (max(size, round(side * random.uniform(*self.scale))) for side in (high, wide))
-        clip = _resized(clip, high, wide)
+        clip = (resized or _resized)(clip, high, wide)
         if self.shift:
             edge = ((0, 0), (self.shift,) * 2, (self.shift,) * 2, (0, 0))[: clip.ndim]
             clip, high, wide = np.pad(clip, edge, "edge"), high + 2 * self.shift, wide + 2 * self.shift

@@ -4,11 +4,11 @@ Reading decodes just the span that a clip needs; with ``cache="memory"`` every s
 at the short side, and cut from there, which makes small data fast.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,20 @@ from encoders.datasets.sample import Sample
 from encoders.datasets.views import ClipSampling, Views, starts_of
 from encoders.errors import ConfigError, DataError, LegatoError
 
-__all__ = ["Instances", "LabelledClips", "Look", "kept_samples", "train_or_next"]
+__all__ = ["Instances", "LabelledClips", "Look", "Reading", "kept_samples", "train_or_next"]
 
 Clip = NDArray[np.uint8]
-T = TypeVar("T", bound=np.ndarray[Any, Any])
+Reading: TypeAlias = np.ndarray | Mapping[str, np.ndarray]  # by name where a model takes several things
+
+
+class InMemory(Protocol):
+    """What can be kept, and says how much room it takes."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+T = TypeVar("T", bound=InMemory)
 
 
 class Instances(Protocol):
@@ -31,11 +41,11 @@ class Instances(Protocol):
 
     samples: Sequence[Sample]
 
-    def train(self, index: int, random: np.random.Generator) -> np.ndarray:
+    def train(self, index: int, random: np.random.Generator) -> Reading:
         """One reading, changed at random; raises LegatoError where the recording is broken."""
         ...
 
-    def views(self, index: int, views: Views) -> np.ndarray:
+    def views(self, index: int, views: Views) -> Reading:
         """The readings of a test, (V, ...)."""
         ...
 
@@ -58,6 +68,15 @@ class Look:
             inside = left >= 0 <= top and width > 0 < height and left + width <= 1 and top + height <= 1
             if not inside:
                 raise ConfigError(f"box {self.box} leaves the picture; give left,top,width,height as shares of it")
+
+    def decoded(self, frames: int) -> VideoSpec:
+        """What is asked of the decoder: frames as large as they need be."""
+        # The face region keeps the decoded size, which the box and the short side start from.
+        share = 1.0 if self.box is None else min(self.box[2:])
+        side = max(640, round(2.5 * self.short_side / share))
+        return VideoSpec(
+            frames=frames, size=self.size, pixel_format=self.pixel_format, region="face", max_side=side
+        )
 
     def cut(self, clip: Clip) -> Clip:
         """The part of decoded frames that is looked at; raises DataError where there is no face to look at."""
@@ -86,6 +105,7 @@ class LabelledClips:
     augment: Augment = field(default_factory=Augment)
     read_frames: ReadFrames | None = None  # None: encoders.media
     kept: list[Clip] | None = None  # decoded samples, by index
+    lost: int = 0  # samples that left the list
 
     def __post_init__(self) -> None:
         self._lengths: dict[int, float] = {}
@@ -135,9 +155,9 @@ class LabelledClips:
 
         Raises ConfigError after the first sample when all would take more than ``limit_gb``.
         """
-        self.samples, self.kept, lost = kept_samples(self.samples, self._whole, limit_gb, threads, progress)
+        self.samples, self.kept, self.lost = kept_samples(self.samples, self._whole, limit_gb, threads, progress)
         self._lengths = {i: len(frames) / float(self.sampling.fps) for i, frames in enumerate(self.kept)}
-        return lost
+        return self.lost
 
     def _whole(self, index: int) -> Clip:
         steps, read = self.sampling.steps(self.length(index)), self.read_frames or read_frames
@@ -193,17 +213,13 @@ def _each(read: Callable[[int], T], count: int, limit_gb: float, threads: int) -
 
 def read_frames(sample: Sample, start: float, seconds: Fraction, frames: int, look: Look) -> Clip:
     """Frames of a sample as they were decoded, the looked-at part; raises LegatoError where there is no picture."""
-    # The face region keeps the decoded size, which the box and the short side start from.
-    share = 1.0 if look.box is None else min(look.box[2:])
-    side = max(640, round(2.5 * look.short_side / share))
-    spec = VideoSpec(frames=frames, size=look.size, pixel_format=look.pixel_format, region="face", max_side=side)
-    video, _ = read_sample(sample, ClipSpec(seconds=seconds, video=spec), start=start)
+    video, _ = read_sample(sample, ClipSpec(seconds=seconds, video=look.decoded(frames)), start=start)
     if video is None:
         raise DataError(f"{sample.path} has no picture at {sample.start + start:.2f} s; it needs one")
     return look.cut(video)
 
 
-def train_or_next(instances: Instances, index: int, random: np.random.Generator) -> tuple[int, np.ndarray]:
+def train_or_next(instances: Instances, index: int, random: np.random.Generator) -> tuple[int, Reading]:
     """A training reading and the sample it is of; a broken recording is replaced by the one after it.
 
     Raises DataError when many in a row are broken.

@@ -6,20 +6,46 @@ whole device batch, and the partner of a sample is the one at the mirrored place
 Shapes: B batch, K class.
 """
 
+from collections.abc import Mapping
+from typing import TypeVar, cast
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from encoders.errors import ConfigError
 
-__all__ = ["mix", "mixup", "smooth"]
+__all__ = ["mix", "mix_named", "mixup", "smooth"]
+
+X = TypeVar("X", Tensor, "Mapping[str, Tensor]")
 
 
-def mixup(x: Tensor, targets: Tensor, alpha: float, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A batch and its targets ``(B, K)``, mixed with themselves reversed; lambda is Beta(alpha, alpha), 0: none."""
+def mixup(x: X, targets: Tensor, alpha: float, random: np.random.Generator) -> tuple[X, Tensor]:
+    """A batch and its targets ``(B, K)``, mixed with themselves reversed; lambda is Beta(alpha, alpha), 0: none.
+
+    Of a batch by names everything is mixed alike, but its ``presence`` (see `mix_named`).
+    """
     if alpha < 0:
         raise ConfigError(f"mixup {alpha} must be >= 0; use 0 for none")
-    return mix(x, targets, float(random.beta(alpha, alpha))) if alpha else (x, targets)
+    if not alpha:
+        return x, targets
+    share = float(random.beta(alpha, alpha))
+    if isinstance(x, Tensor):
+        return mix(x, targets, share)
+    return cast(X, mix_named(x, share)), mix(targets, targets, share)[1]
+
+
+def mix_named(x: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """As `mix`, but for ``presence`` (B, M) bool: a mixed clip has a modality where both clips have it.
+
+    Where that would leave it none, it has what either has.
+    """
+    out = {name: torch.lerp(v.flip(0), v, share) for name, v in x.items() if name != "presence"}
+    if "presence" in x:
+        one, other = x["presence"], x["presence"].flip(0)
+        both = one & other
+        out["presence"] = torch.where(both.any(1, keepdim=True), both, one | other)
+    return out
 
 
 def mix(x: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -101,6 +101,7 @@ def train(
 def _finetune(
     preset: str, data: list[str], out: Path, name: str, changes: dict[str, Any], options: dict[str, Any], face: str
 ) -> None:
+    from encoders.classifier import encoder_file
     from encoders.finetune import finetune
     from encoders.recipes import recipe, resumed
     from encoders.training import choose_device, processes, world
@@ -123,7 +124,7 @@ def _finetune(
                  say=say)  # fmt: skip
         first = world()[0] == 0
     if first:
-        print(f"trained: {out / 'video.safetensors'}; metrics in {out / 'metrics.json'}")
+        print(f"trained: {out / encoder_file(preset, config.encoder)}; metrics in {out / 'metrics.json'}")
 
 
 def _cotrain(
