@@ -89,7 +89,7 @@ class Split:
             ) from None
         face = hashlib.sha256(Path(config.face).expanduser().read_bytes()).hexdigest() if look.face else ""
         # Frames from memory lie on the fps grid, others where the clip's own times fall.
-        looked = [look.pixel_format, look.box, face, config.cache, str(config.fps), config.stride]
+        looked = [look.pixel_format, look.size, look.box, face, config.cache, str(config.fps), config.stride]
         return kept_flow(config.flow_cache, flow, json.dumps(looked))
 
 

@@ -387,7 +387,7 @@ def test_recipes_of_mm_mix():
     assert recipe_name("mm_mix_tiny", "kinetics400:x") == "mm_mix"
     epic = recipe("mm_mix_base", "epic_kitchens:x")
     mtv = recipe("mtv_b", "epic_kitchens:x")
-    same = ("epochs", "batch", "lr", "smoothing", "stride", "views", "stochastic_depth", "augment", "schedule", "warmup")
+    same = ("epochs", "batch", "lr", "smoothing", "stride", "views", "stochastic_depth", "augment", "schedule")
     assert all(getattr(epic, name) == getattr(mtv, name) for name in same)
     assert PRESETS["mm_mix_base"].frames == 64
     lips = recipe("mm_mix_tiny", "grid_lips:x")
