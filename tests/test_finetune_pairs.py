@@ -343,7 +343,7 @@ def test_recordings_that_all_lack_the_same_are_refused(tmp_path, cache):
     one = {"validation_splits": (), "cache": cache, "batch": 2}
     with pytest.raises(DataError, match="none of 4 recordings looked at has sound; give recordings with both"):
         finetune(small(deaf, **one), tmp_path / "run")
-    with pytest.raises(DataError, match="none of 4 recordings looked at has picture"):
+    with pytest.raises(DataError, match="none of 4 recordings looked at has a picture"):
         finetune(small(blind, **one), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

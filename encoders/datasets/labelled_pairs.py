@@ -278,7 +278,7 @@ def require_both(pairs: LabelledPairs) -> None:
 
     Of a large set that is not kept in memory, some recordings are looked at, evenly spread.
     """
-    wanted = {"picture", "sound"} if pairs.hearing is not None else {"picture"}
+    wanted = {"a picture", "sound"} if pairs.hearing is not None else {"a picture"}
     seen = 0
     for found in _present(pairs):
         seen, wanted = seen + 1, wanted - found
@@ -293,7 +293,7 @@ def require_both(pairs: LabelledPairs) -> None:
 
 def _present(pairs: LabelledPairs) -> Iterator[set[str]]:
     """What each of some readable samples has."""
-    names = ("picture", "sound")
+    names = ("a picture", "sound")
     if pairs.kept is not None:
         yield from ({n for n, there in zip(names, _presence(s), strict=True) if there} for s in pairs.kept)
         return
