@@ -415,7 +415,7 @@ def main() -> None:
         "neighbour_p99_ms": alone,
         "attacks": [vars(s) for s in suffered],
     }
-    write_results(RESULTS, "faults", values, lines)
+    write_results(RESULTS, "faults" if options.kills else "attacks", values, lines)
 
 
 if __name__ == "__main__":
