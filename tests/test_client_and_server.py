@@ -1,6 +1,7 @@
 """Our client and our server, over real gRPC, with a model that counts: whatever dies, every final prediction once."""
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -50,6 +51,19 @@ def source() -> ListSource:
     return ListSource(PACKETS, INFO)
 
 
+class Unhurried(ListSource):
+    """Takes more than half a second to be read, so that a stream is not over before a test does something to it."""
+
+    def packets(self) -> Any:
+        for packet in super().packets():
+            time.sleep(0.001)
+            yield packet
+
+
+def unhurried() -> ListSource:
+    return Unhurried(PACKETS, INFO)
+
+
 def told(predictions: list[Prediction]) -> list[Any]:
     return [(p.head, p.clip, p.epoch, p.label, p.observed_share, p.clips) for p in predictions if p.status == "final"]
 
@@ -57,7 +71,7 @@ def told(predictions: list[Prediction]) -> list[Any]:
 def play(host: Host, disturb: Callable[[int], object] = lambda count: None, **options: Any) -> list[Prediction]:
     """Everything that is told; ``disturb`` is called with how much was, after each."""
     predictions = []
-    for prediction in Client(host.address, patience=20.0).run(source, heads=HEADS, **options):
+    for prediction in Client(host.address, patience=20.0).run(unhurried, heads=HEADS, **options):
         predictions.append(prediction)
         disturb(len(predictions))
     return predictions
@@ -132,10 +146,10 @@ def test_the_first_head_speaks_where_none_is_asked_for(host):
 
 def test_a_stream_that_survived_its_connection_is_resumed(host, undisturbed):
     events, progress = [], Progress()
-    predictions = Client(host.address).run(source, heads=HEADS, progress=progress, observe=events.append)
+    predictions = Client(host.address).run(unhurried, heads=HEADS, progress=progress, observe=events.append)
     first = [next(predictions) for _ in range(15)]
     predictions.close()
-    rest = list(Client(host.address).run(source, heads=HEADS, progress=progress, observe=events.append))
+    rest = list(Client(host.address).run(unhurried, heads=HEADS, progress=progress, observe=events.append))
     started = [event for event in events if isinstance(event, Started)]
     assert [event.resumed for event in started] == [False, True]
     assert told(first + rest) == undisturbed
@@ -144,7 +158,7 @@ def test_a_stream_that_survived_its_connection_is_resumed(host, undisturbed):
 def test_a_full_server_is_waited_for(undisturbed):
     host = patient_host(max_streams=1)
     try:
-        first = Client(host.address).run(source, heads=HEADS)
+        first = Client(host.address).run(unhurried, heads=HEADS)
         next(first)
         events: list[Any] = []
 
@@ -152,7 +166,7 @@ def test_a_full_server_is_waited_for(undisturbed):
             events.append(event)
             first.close()
 
-        second = list(Client(host.address, patience=20.0).run(source, heads=HEADS, observe=make_room))
+        second = list(Client(host.address, patience=20.0).run(unhurried, heads=HEADS, observe=make_room))
         assert isinstance(events[0], Retrying)
         assert told(second) == undisturbed
     finally:
