@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from encoders.errors import ConfigError
 
 FLICKS = 705_600_000  # per second
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # how bright red, green and blue are; ITU-R BT.601
 FADE_SECONDS = Fraction(1, 200)  # 5 ms: long enough to hide a click, short enough to keep a phoneme
 
 Picture = NDArray[np.uint8]  # (H, W) gray or (H, W, 3) rgb24

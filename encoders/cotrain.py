@@ -32,10 +32,10 @@ from encoders.datasets.mixup import mixup
 from encoders.datasets.sample import Sample
 from encoders.datasets.views import ClipSampling, views_of
 from encoders.errors import ConfigError
-from encoders.finetune import clip_and_average, quiet_worker, weights_of
+from encoders.finetune import clip_and_average, weights_of
 from encoders.labelled_data import face_cut
 from encoders.multi_view import test
-from encoders.processes import wait_for_all
+from encoders.processes import quiet_worker, wait_for_all
 from encoders.registry import config_of
 from encoders.settings import to_dict
 from encoders.sgd import SGD

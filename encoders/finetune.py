@@ -29,7 +29,7 @@ from encoders.ema import EMA
 from encoders.errors import ConfigError
 from encoders.labelled_data import open_splits
 from encoders.multi_view import test
-from encoders.processes import wait_for_all
+from encoders.processes import quiet_worker, wait_for_all
 from encoders.readings import MODALITIES, Batch, answered, as_tensors, is_joint, prepared, to_device
 from encoders.recipes import STOCHASTIC_DEPTH, FinetuneConfig
 from encoders.settings import to_dict
@@ -67,7 +67,6 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "micro_batches",
-    "quiet_worker",
     "train_step",
     "weights_of",
 ]
@@ -122,14 +121,6 @@ def micro_batches(
         generator=torch.Generator(),  # or the loader would draw from the global one, and resuming would differ
     )
     yield from (Part(*part) for part in loader)
-
-
-def quiet_worker(_: int) -> None:
-    """Ctrl-C is the main process's affair; and one thread each is enough to decode."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 @dataclass

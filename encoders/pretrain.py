@@ -20,7 +20,7 @@ from encoders.audiovisual.avid_cma import AVIDCMA, PRESETS, AVIDCMAConfig, Objec
 from encoders.datasets.reader import Pairs, PairSpec, open_pairs, read_or_next
 from encoders.datasets.transforms import ClipAugment
 from encoders.errors import ConfigError, DataError, LegatoError
-from encoders.processes import wait_for_all
+from encoders.processes import quiet_worker, wait_for_all
 from encoders.settings import from_dict, override, pick, to_dict
 from encoders.training import (
     Interrupted,
@@ -157,19 +157,11 @@ def _batches(config: PretrainConfig, pairs: Pairs, epoch: int, skip: int) -> Ite
         _Readings(pairs, config.seed),
         batch_sampler=keys,
         num_workers=config.workers,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=quiet_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or the loader would draw from the global one, and resuming would differ
     )
     yield from loader
-
-
-def _quiet_worker(_: int) -> None:
-    """Ctrl-C is the main process's affair; and one thread each is enough to decode."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 @dataclass

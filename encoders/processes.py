@@ -5,6 +5,7 @@ A loop calls these whether or not it shares its work; alone they do nothing.
 
 import gc
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,7 @@ __all__ = [
     "gather_rows",
     "mean_over_processes",
     "processes",
+    "quiet_worker",
     "wait_for_all",
     "world",
 ]
@@ -100,3 +102,9 @@ def average_buffers(module: nn.Module) -> None:
 def wait_for_all() -> None:
     """Nobody goes on before everybody is here."""
     any_process(False)
+
+
+def quiet_worker(_: int) -> None:
+    """Ctrl-C is the main process's affair; and one thread each is enough to decode."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

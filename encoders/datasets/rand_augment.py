@@ -16,12 +16,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.clips import LUMA
 from encoders.errors import ConfigError
 
 __all__ = ["OPERATIONS", "rand_augment"]
 
 Clip = NDArray[np.uint8]
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 FULL = 10.0  # the magnitude that means "all of it"
 CUTOUT = 40  # pixels from the centre of a cutout to its edge at full magnitude, in a picture of 224
 CUTOUT_SIZE = 224

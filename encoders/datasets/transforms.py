@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.clips import fit_frame, resize
+from encoders.clips import LUMA, fit_frame, resize
 from encoders.errors import ConfigError
 
 __all__ = ["ClipAugment", "change_colours", "change_gain", "fit_clip", "random_resized_crop"]
 
 Clip = NDArray[np.uint8]
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 def fit_clip(frames: Sequence[Clip] | Clip, size: int, crop_share: float) -> Clip:
@@ -84,7 +83,7 @@ def change_colours(
 
 
 def _gray(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    return (x @ _LUMA)[..., None] if x.ndim == 4 else x
+    return (x @ LUMA)[..., None] if x.ndim == 4 else x
 
 
 def _blend(x: NDArray[np.float32], other: NDArray[np.float32], factor: float) -> NDArray[np.float32]:

@@ -4,12 +4,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from encoders.clips import LUMA
 from encoders.errors import DataError
 
 __all__ = ["motion_of", "signed_pictures"]
 
 STILL = 0.01  # of the range -1 to 1: movement that is taken for noise
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def signed_pictures(clips: Tensor, channels: int = 3) -> Float[Tensor, "b c t h w"]:

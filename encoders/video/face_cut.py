@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from encoders.clips import LUMA
 from encoders.errors import DataError
 from encoders.video.face_box import FaceBox, build
 
@@ -18,7 +19,6 @@ __all__ = ["AROUND", "SURE", "Box", "FaceCut", "cut", "gray", "picked"]
 SURE = 0.5  # probability above which there is a face
 AROUND = 2.6  # the second look shows this many mouth boxes, side by side
 LOOKS = 2  # pictures of a clip that are looked at
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 Box = tuple[float, float, float]
 
