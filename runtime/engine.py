@@ -31,7 +31,7 @@ from imputation.presence import OBSERVED
 from runtime.clip import Clip
 from runtime.config import WindowSettings
 from runtime.drafts import Draft
-from runtime.errors import ConfigError, LegatoError, UsageError
+from runtime.errors import LegatoError, UsageError
 from runtime.forward import choose_precision
 from runtime.packet import MODALITIES
 from runtime.prediction import Prediction, Timings
@@ -419,19 +419,6 @@ def fault(job: Job, error: Exception) -> LegatoError:
     made = LegatoError(f"stream {job.stream.name!r} ended at {what} ({why}); open it again")
     made.__cause__ = error
     return made
-
-
-def choose_device(wanted: str) -> str:
-    """``auto`` is the first accelerator, else the CPU; anything else is checked. Raises ConfigError."""
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise ConfigError(f"device {wanted!r} is unknown; use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {wanted!r} is not on this machine ({torch.cuda.device_count()} found); use cpu")
-    return wanted
 
 
 def blank(spec: VideoSpec | AudioSpec, seconds: Fraction) -> np.ndarray:

@@ -24,6 +24,19 @@ WINDOWS = 32  # windows, likewise
 _LOWERED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # norms and sums stay fp32
 
 
+def choose_device(wanted: str) -> str:
+    """``auto`` is the first accelerator, else the CPU; anything else is checked. Raises ConfigError."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ConfigError(f"device {wanted!r} is unknown; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {wanted!r} is not on this machine ({torch.cuda.device_count()} found); use cpu")
+    return wanted
+
+
 def choose_precision(wanted: str, device: torch.device, *, deterministic: bool) -> torch.dtype:
     """What the models compute in: ``auto`` is bf16 where the device has it in hardware, else fp32.
 

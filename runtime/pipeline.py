@@ -42,7 +42,8 @@ class Pipeline:
     """
 
     def __init__(self, bundle: "Bundle", config: RuntimeConfig, *, heads: Sequence[str] = (), fill: str = "") -> None:
-        from runtime.engine import Engine, Task, choose_device
+        from runtime.engine import Engine, Task
+        from runtime.forward import choose_device
 
         manifest = bundle.manifest
         self.bundle, self.config = bundle, config

@@ -17,8 +17,9 @@ from imputation.imputer import build
 from imputation.ladder import Ladder
 from runtime.clip import Clip
 from runtime.config import WindowSettings
-from runtime.engine import Engine, Task, choose_device
+from runtime.engine import Engine, Task
 from runtime.errors import ConfigError, DataError, UsageError
+from runtime.forward import choose_device
 from runtime.stream import Encoded, Stream, Windows
 
 LABELS = ("nobody", "on screen", "off screen")
