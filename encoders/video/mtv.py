@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from encoders.clips import VideoSpec
 from encoders.errors import ConfigError, DataError
 from encoders.layers.embed import TubeletEmbed, check_divides
-from encoders.layers.pictures import motion_of, signed_pictures
+from encoders.layers.pictures import check_seen, motion_of, signed_pictures
 from encoders.layers.positions import learned
 from encoders.video.multiview import GlobalEncoder, MultiviewEncoder
 from encoders.video.views import View, coarsest_first, parse_views
@@ -149,8 +149,6 @@ class MTVConfig:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is unknown; use {known}")
 
     def _check_numbers(self) -> None:
-        if self.channels not in (1, 3):
-            raise ConfigError(f"channels {self.channels} is neither gray nor RGB; use 1 or 3")
         if self.classes < 0:
             raise ConfigError(f"classes {self.classes} is no number of classes; use 0 for features, or more")
         for name in ("frames", "size", "global_layers", "global_heads", "global_mlp", "global_width"):
@@ -159,10 +157,7 @@ class MTVConfig:
         for name in ("dropout", "attention_dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must lie in [0, 1); use 0 to drop nothing")
-        if self.clip_seconds <= 0 or not 0 < self.crop_share <= 1:
-            raise ConfigError(
-                f"clip_seconds {self.clip_seconds} must be > 0 and crop_share {self.crop_share} lie in (0, 1]"
-            )
+        check_seen(self.channels, self.clip_seconds, self.crop_share)
 
     def _check_geometry(self) -> None:
         for steps in self.steps:

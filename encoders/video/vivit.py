@@ -26,7 +26,7 @@ from encoders.errors import ConfigError, DataError
 from encoders.layers.attention import Attention
 from encoders.layers.block import Block, DropPath, Encoder, Mlp, layer_norm, ramp
 from encoders.layers.embed import PatchEmbed, TubeletEmbed, check_divides, uniform_frames
-from encoders.layers.pictures import motion_of, signed_pictures
+from encoders.layers.pictures import check_seen, motion_of, signed_pictures
 from encoders.layers.positions import learned
 
 __all__ = ["PRESETS", "ViViT", "ViViTConfig"]
@@ -104,12 +104,7 @@ class ViViTConfig:
                 raise ConfigError(f"{name} {getattr(self, name)} must lie in [0, 1); use 0 to drop nothing")
         if self.dim % self.heads:
             raise ConfigError(f"heads {self.heads} do not divide dim {self.dim}; use a divisor")
-        if self.channels not in (1, 3):
-            raise ConfigError(f"channels {self.channels} are neither gray nor RGB; use 1 or 3")
-        if self.clip_seconds <= 0 or not 0 < self.crop_share <= 1:
-            raise ConfigError(
-                f"clip_seconds {self.clip_seconds} must be > 0 and crop_share {self.crop_share} lie in (0, 1]"
-            )
+        check_seen(self.channels, self.clip_seconds, self.crop_share)
 
     @property
     def steps(self) -> int:
