@@ -14,10 +14,8 @@ __all__ = ["check_seen", "motion_of", "signed_pictures"]
 STILL = 0.01  # of the range -1 to 1: movement that is taken for noise
 
 
-def check_seen(channels: int, clip_seconds: Fraction, crop_share: float) -> None:
+def check_seen(clip_seconds: Fraction, crop_share: float) -> None:
     """Refuse what no encoder of pictures can be shown, with a ConfigError."""
-    if channels not in (1, 3):
-        raise ConfigError(f"channels {channels} is neither gray nor RGB; use 1 or 3")
     if clip_seconds <= 0 or not 0 < crop_share <= 1:
         raise ConfigError(f"clip_seconds {clip_seconds} must be > 0 and crop_share {crop_share} lie in (0, 1]")
 

@@ -157,7 +157,9 @@ class MTVConfig:
         for name in ("dropout", "attention_dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must lie in [0, 1); use 0 to drop nothing")
-        check_seen(self.channels, self.clip_seconds, self.crop_share)
+        if self.channels not in (1, 3):
+            raise ConfigError(f"channels {self.channels} is neither gray nor RGB; use 1 or 3")
+        check_seen(self.clip_seconds, self.crop_share)
 
     def _check_geometry(self) -> None:
         for steps in self.steps:

@@ -91,7 +91,9 @@ class TokenLearnerConfig:
                 raise ConfigError(f"{name} {getattr(self, name)} must lie in [0, 1); use 0 to drop nothing")
         if self.dim % self.heads:
             raise ConfigError(f"heads {self.heads} do not divide dim {self.dim}; use a divisor")
-        check_seen(self.channels, self.clip_seconds, self.crop_share)
+        if self.channels not in (1, 3):
+            raise ConfigError(f"channels {self.channels} are neither gray nor RGB; use 1 or 3")
+        check_seen(self.clip_seconds, self.crop_share)
 
     @property
     def grid(self) -> tuple[int, int, int]:
