@@ -1,9 +1,8 @@
-"""The papers' recipes: what a run of `finetune` is made of, and every published column as a preset.
+"""The papers' recipes: what a run of `finetune` is made of, and which published column an encoder gets on a dataset.
 
-ViViT (Arnab et al., ICCV 2021), MTV (Yan et al., CVPR 2022) and TokenLearner (Ryoo et al., NeurIPS 2021), with the
-values of google-research/scenic where code and appendix differ. A recipe is chosen by the encoder's family and size
-and by the dataset: ``vivit_l_16x2_fe`` on ``ssv2:PATH`` is the column "SSv2". Names on the left of RECIPES can also be
-asked for by themselves. PolyViT's tasks are in `cotrain`.
+A recipe is chosen by the encoder's family and size and by the dataset: ``vivit_l_16x2_fe`` on ``ssv2:PATH`` is the
+column "SSv2". The columns are in `encoders.recipe_tables`; names on the left of RECIPES can also be asked for by
+themselves. PolyViT's tasks are in `cotrain`.
 """
 
 import dataclasses
@@ -18,6 +17,7 @@ from encoders.datasets.augment import Augment
 from encoders.datasets.labelled_pairs import Spectrograms
 from encoders.datasets.views import views_of
 from encoders.errors import ConfigError, DataError, LegatoError
+from encoders.recipe_tables import audio, audiovisual, video
 from encoders.registry import config_of
 from encoders.settings import from_dict, override, pick, to_dict
 
@@ -118,117 +118,9 @@ class FinetuneConfig:
             overrides |= {name: self.stochastic_depth} if name is not None else {}
         return overrides
 
-
-def _augment(**changes: Any) -> dict[str, Any]:
-    return {f"augment.{name}": value for name, value in changes.items()}
-
-
-_RAND_2_15 = _augment(rand_layers=2, rand_magnitude=15.0)
-_SSV2 = {"stride": 1, **_augment(mirror=0.0)}
-_MTV = {"stochastic_depth": 0.1}
-_IMAGE = {"views": "1x1", "stride": 1, "clip_where": "mean", **_augment(colour=0.0, grayscale=0.0, area=(0.05, 1.0))}
-_LIPS: dict[str, Any] = {
-    "overrides": {"motion": True, "region": "face", "crop_share": 64 / 68},
-    "stride": 0, "epochs": 24, "batch": 32, "optimizer": "adamw", "lr": 1e-3, "betas": (0.9, 0.98),
-    "weight_decay": 0.05, "warmup": 2.5, "cache": "memory", "workers": 0, "views": "1x1", "eval_every": 6,
-    "save_every": 12,
-    **_augment(scale=(1.0, 1.0), colour=0.0, grayscale=0.0, mirror=0.5),
-}  # fmt: skip
-
-RECIPES: dict[str, dict[str, Any]] = {
-    # ViViT, the columns of its training table (google-research/scenic, projects/vivit/configs)
-    "vivit_kinetics400": {},
-    "vivit_kinetics400_fe_b": {"lr": 0.05},
-    "vivit_kinetics600": {"lr": 0.05},
-    "vivit_moments": {"epochs": 10, "lr": 0.25},
-    "vivit_epic_kitchens": {
-        "epochs": 50, "lr": 0.5, "stride": 1, "views": "4x1",
-        "stochastic_depth": 0.2, "smoothing": 0.2, "mixup": 0.1, **_RAND_2_15,
-    },
-    "vivit_ssv2": {
-        **_SSV2, "epochs": 35, "lr": 0.4, "stochastic_depth": 0.3, "smoothing": 0.3, "mixup": 0.3,
-        "overrides": {"size": 256, "crop_share": 256 / 288}, "short_side": 288,
-        **_augment(rand_layers=2, rand_magnitude=20.0),
-    },
-    # MTV (projects/mtv/configs)
-    "mtv_b_kinetics400": {**_MTV},
-    "mtv_b_kinetics600": {**_MTV, "lr": 0.2},
-    "mtv_b_kinetics700": {"stochastic_depth": 0.0},
-    "mtv_l_kinetics": {**_MTV},
-    "mtv_l_moments": {**_MTV, "epochs": 20, "batch": 256, "lr": 0.2, "mixup": 0.2, "stride": 3, "views": "1x3"},
-    "mtv_b_epic_kitchens": {
-        **_MTV, "epochs": 80, "batch": 128, "lr": 0.2, "smoothing": 0.2, "stride": 1, "views": "4x1",
-        "overrides": {"frames": 64}, **_augment(rand_layers=3, rand_magnitude=10.0),
-    },
-    "mtv_b_ssv2": {
-        **_MTV, **_SSV2, "epochs": 60, "batch": 256, "lr": 0.2, "smoothing": 0.2, "mixup": 0.3,
-        "overrides": {"frames": 48}, **_augment(rand_layers=1, rand_magnitude=15.0),
-    },
-    # M&M: trained as MTV is on Epic-Kitchens, from MTV-B's weights; what is done to sound is PolyViT's (ours)
-    "mm_mix_epic_kitchens": {
-        **_MTV, "epochs": 80, "batch": 128, "lr": 0.2, "smoothing": 0.2, "stride": 1, "views": "4x1",
-        **_augment(rand_layers=3, rand_magnitude=10.0),
-    },
-    # and elsewhere as MTV-B on Kinetics, every picture looked at, as many as its clip has
-    "mm_mix": {**_MTV, "stride": 1},
-    # TokenLearner (projects/token_learner/configs): B/16 from scratch on ImageNet, sigmoids
-    "token_learner_imagenet": {
-        **_IMAGE, "epochs": 90, "batch": 4096, "optimizer": "adamw", "lr": 5e-3, "weight_decay": 0.3,
-        "schedule": "linear", "warmup_steps": 10_000, "floor": 1e-5 / 5e-3, "loss": "sigmoid",
-        "overrides": {"head_bias": -10.0},
-    },
-    # ViT's fine-tuning protocol, which the paper says it follows (Dosovitskiy et al., ICLR 2021, table 4)
-    "token_learner_imagenet_finetune": {
-        **_IMAGE, "steps": 20_000, "batch": 512, "lr": 0.03, "warmup_steps": 500,
-    },
-    "token_learner_kinetics": {},
-    # ours, for single words seen on a face: small data, decoded once
-    "words": {
-        "stride": 1, "epochs": 60, "batch": 32, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05, "warmup": 5.0,
-        "cache": "memory", "workers": 0, "smoothing": 0.1, "views": "3x1", "eval_every": 5, "save_every": 10,
-        **_augment(scale=(0.9, 1.1), colour=0.8, grayscale=0.0, mirror=0.5),
-    },
-    # the same from the mouth that a face net finds, by what moves in it: a transformer learns nothing from the rest
-    "lips": _LIPS,
-    # and with the sound of the same word
-    "lips_sound": {
-        **_LIPS, "sound.gain": 0.5, "sound.frequency_share": 0.2, "sound.time_masks": 1, "sound.time_share": 0.2,
-    },
-    "lips_vivit": {**_LIPS, "overrides": {**_LIPS["overrides"], "pool": "mean"}},
-}  # fmt: skip
-
+RECIPES: dict[str, dict[str, Any]] = {**video.RECIPES, **audio.RECIPES, **audiovisual.RECIPES}
 # (family, dataset) to a recipe; the family's longest match counts, "" is any dataset.
-CHOICES: dict[tuple[str, str], str] = {
-    ("vivit", ""): "vivit_kinetics400",
-    ("vivit_b_16x2_fe", "kinetics400"): "vivit_kinetics400_fe_b",
-    ("vivit", "kinetics600"): "vivit_kinetics600",
-    ("vivit", "moments"): "vivit_moments",
-    ("vivit", "epic_kitchens"): "vivit_epic_kitchens",
-    ("vivit", "ssv2"): "vivit_ssv2",
-    ("mtv", ""): "mtv_b_kinetics400",
-    ("mtv", "kinetics600"): "mtv_b_kinetics600",
-    ("mtv", "kinetics700"): "mtv_b_kinetics700",
-    ("mtv", "epic_kitchens"): "mtv_b_epic_kitchens",
-    ("mtv", "ssv2"): "mtv_b_ssv2",
-    ("mtv_l", ""): "mtv_l_kinetics",
-    ("mtv_h", ""): "mtv_l_kinetics",
-    **{(family, f"kinetics{n}"): "mtv_l_kinetics" for family in ("mtv_l", "mtv_h") for n in (600, 700)},
-    ("mtv_l", "moments"): "mtv_l_moments",
-    ("mtv_h", "moments"): "mtv_l_moments",
-    ("mm_mix", ""): "mm_mix",
-    ("mm_mix", "epic_kitchens"): "mm_mix_epic_kitchens",
-    ("token_learner", ""): "token_learner_kinetics",
-    ("token_learner", "imagenet"): "token_learner_imagenet",
-    ("", ""): "vivit_kinetics400",
-    **{(family, f"grid_{name}"): recipe
-       for family, recipe in (("vivit", "lips_vivit"), ("mtv", "lips"), ("token_learner", "lips"),
-                              ("mm_mix", "lips_sound"))
-       for name in ("digits", "commands", "lips", "words")},
-    ("", "grid_words"): "words",
-    ("", "grid_lips"): "words",
-    ("", "grid_digits"): "words",
-    ("", "grid_commands"): "words",
-}
+CHOICES: dict[tuple[str, str], str] = {**video.CHOICES, **audio.CHOICES, **audiovisual.CHOICES}
 
 
 def recipe_name(preset: str, data: str) -> str:

@@ -1,0 +1,1 @@
+"""The papers' training columns as settings of a run, by what the models take; `encoders.recipes` chooses."""
