@@ -1,4 +1,4 @@
-"""Learned positions, and how a table made for one size of input becomes one for another.
+"""Positions, learned or sinusoids, and how a learned table made for one size of input becomes one for another.
 
 ViViT (ICCV 2021), section 3.4. Zoom is linear and corner-aligned: the first and the last place stay what they were. A
 table is (1, N, D), its places in order of time, then row, then column; a class position, where there is one, is the
@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from encoders.errors import DataError
 
-__all__ = ["learned", "resize_grid", "resize_tile", "resize_time", "resize_volume", "tile_grid"]
+__all__ = ["learned", "resize_grid", "resize_tile", "resize_time", "resize_volume", "sinusoid", "tile_grid"]
 
 Grid = tuple[int, int]  # rows, columns
 Volume = tuple[int, int, int]  # steps, rows, columns
@@ -24,6 +24,16 @@ Table = Float[Tensor, "1 n d"]
 def learned(count: int, dim: int) -> nn.Parameter:
     """A table of ``count`` positions to be learned, (1, N, D), normal with deviation 0.02."""
     return nn.Parameter(torch.randn(1, count, dim) * 0.02)
+
+
+def sinusoid(count: int, dim: int) -> Table:
+    """Fixed positions 0 to ``count - 1``: at 2i the sine, at 2i + 1 the cosine of ``p / 10000 ** (2i / dim)``.
+
+    A grid of tokens is numbered in one row, so a longer clip goes on where a shorter one ended (AV-MAE, VideoMAE).
+    """
+    rates = 10_000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)  # (D+1)//2
+    angles = torch.arange(count, dtype=torch.float64)[:, None] * rates
+    return torch.stack((angles.sin(), angles.cos()), -1).flatten(1)[None, :, :dim].float()
 
 
 def resize_volume(table: Table, old: Volume, new: Volume) -> Float[Tensor, "1 m d"]:
