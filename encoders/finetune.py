@@ -11,7 +11,6 @@ Shapes: B batch, T frame, H W pixels, K class.
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,8 +28,9 @@ from encoders.ema import EMA
 from encoders.errors import ConfigError
 from encoders.labelled_data import open_splits
 from encoders.multi_view import test
+from encoders.objectives import StepTargets, check_run, losses_of
 from encoders.processes import quiet_worker, wait_for_all
-from encoders.readings import MODALITIES, Batch, answered, as_tensors, is_joint, prepared, to_device
+from encoders.readings import MODALITIES, Batch, as_tensors, is_joint, prepared, to_device
 from encoders.recipes import STOCHASTIC_DEPTH, FinetuneConfig
 from encoders.settings import to_dict
 from encoders.sgd import SGD
@@ -85,7 +85,7 @@ class Part(NamedTuple):
 
 
 class _Readings(torch.utils.data.Dataset[tuple[int, Batch, int]]):
-    """(sample, epoch, place in the epoch) to one reading; the same whoever reads it, and whenever."""
+    """(sample, epoch, reading of the epoch) to one reading; the same whoever reads it, and whenever."""
 
     def __init__(self, instances: Instances, seed: int) -> None:
         self.instances, self.seed = instances, seed
@@ -98,17 +98,18 @@ class _Readings(torch.utils.data.Dataset[tuple[int, Batch, int]]):
 
 
 def micro_batches(
-    instances: Instances, *, seed: int, epoch: int, batch: int, accumulate: int, workers: int, skip: int = 0
-) -> Iterator[Part]:
+    instances: Instances, *, seed: int, epoch: int, batch: int, accumulate: int, workers: int, skip: int = 0,
+    repeats: int = 1,
+) -> Iterator[Part]:  # fmt: skip
     """This process's share of an epoch's batches, from batch ``skip`` on, each in ``accumulate`` parts.
 
-    An incomplete last batch is left out.
+    Of each sample come ``repeats`` readings, one after the other. An incomplete last batch is left out.
     """
     rank, processes = world()
     share = batch // processes // accumulate
     order = epoch_order(seed, epoch, len(instances.samples))
     keys = [
-        [(int(order[p]), epoch, p) for p in range(first, first + share)]
+        [(int(order[p]), epoch, p * repeats + r) for p in range(first, first + share) for r in range(repeats)]
         for start in range(skip * batch, len(order) - batch + 1, batch)
         for first in range(start + rank * share * accumulate, start + (rank + 1) * share * accumulate, share)
     ]
@@ -219,14 +220,14 @@ def finetune(
                 if len(parts) < config.accumulate:
                     continue
                 lr, started = config.lr * schedule(run.step / total), time.perf_counter()
-                loss, norm = train_step(run, parts, instances, lr, device)
+                losses, norm = train_step(run, parts, instances, lr, device)
                 run.batches, run.step, parts = run.batches + 1, run.step + 1, []
                 if run.step % config.log_every == 0 or run.batches == steps:
                     seconds = time.perf_counter() - started
-                    logs.write(run.step, epoch=run.epoch, lr=lr, loss=loss, gradient_norm=norm, seconds=seconds,
+                    logs.write(run.step, epoch=run.epoch, lr=lr, **losses, gradient_norm=norm, seconds=seconds,
                                **_lacked(run, instances))  # fmt: skip
                 if progress is not None:
-                    progress(run.epoch, run.batches, steps, loss)
+                    progress(run.epoch, run.batches, steps, losses["loss"])
                 if any_process(stop_requested()):
                     run.save()
                     raise Interrupted(f"stopped after {run.step} steps; all is saved, go on with --resume")
@@ -250,7 +251,7 @@ def finetune(
 def _epoch(run: _Run, instances: Instances) -> Iterator[Part]:
     config = run.config
     yield from micro_batches(instances, seed=config.seed, epoch=run.epoch, batch=config.batch, workers=config.workers,
-                             accumulate=config.accumulate, skip=run.batches)  # fmt: skip
+                             accumulate=config.accumulate, skip=run.batches, repeats=config.repeats)  # fmt: skip
 
 
 def _count(run: _Run, part: Part, instances: Instances, say: Say) -> None:
@@ -278,12 +279,12 @@ def _lacked(run: _Run, instances: Instances) -> dict[str, int]:
 
 def train_step(
     run: _Run, parts: Sequence[Part], instances: Instances, lr: float, device: str
-) -> tuple[float, float]:
-    """One step on this process's share of a batch, in parts; the loss, and the gradient's norm.
+) -> tuple[dict[str, float], float]:
+    """One step on this process's share of a batch, in parts; ``loss`` and what it is the sum of, the gradient's norm.
 
-    Raises NotFinite before the weights have seen a bad loss.
+    A loss that is the task's alone is not named twice. Raises NotFinite before the weights have seen a bad loss.
     """
-    config, total = run.config, torch.zeros((), device=device)
+    config, total = run.config, dict[str, Tensor]()
     run.optimizer.zero_grad(set_to_none=True)
     for place, (ids, clips, _) in enumerate(parts):
         # Chance is a function of the step, so that a resumed run draws what an uninterrupted one draws.
@@ -292,10 +293,11 @@ def train_step(
         targets = run.task.targets([instances.samples[i] for i in ids.tolist()]).to(device)
         x = prepared(run.model, to_device(clips, device))
         x, targets = mixup(x, targets, config.mixup, random)
-        with torch.autocast(targets.device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext():
-            logits = answered(run.model, x)
-        loss = run.task.compute_loss(logits, targets, config.smoothing) / len(parts)
-        total += loss.detach()
+        step = StepTargets(task=run.task, targets=targets, smoothing=config.smoothing, repeats=config.repeats)
+        losses = losses_of(run.model, x, step, bf16=config.precision == "bf16")
+        loss = torch.stack(list(losses.values())).sum() / len(parts)
+        for name, value in [("loss", loss), *((n, v / len(parts)) for n, v in losses.items() if len(losses) > 1)]:
+            total[name] = total.get(name, 0) + value.detach()
         check_finite(mean_over_processes(loss.detach()), epoch=run.epoch, step=run.step)
         loss.backward()
     norm = clip_and_average(run.model, config.clip, config.clip_where)
@@ -304,7 +306,8 @@ def train_step(
     run.optimizer.step()
     if run.ema is not None:
         run.ema.update(run.model)
-    return float(mean_over_processes(total)), norm
+    means = mean_over_processes(torch.stack(list(total.values()))).tolist()
+    return dict(zip(total, means, strict=True)), norm
 
 
 def clip_and_average(model: torch.nn.Module, clip: float, where: str) -> float:
@@ -349,13 +352,14 @@ def _set_up(
     if init is not None and not resume:
         head = start_from(model, weights_of(init), config.preset, config.encoder)
         started = f"{init} with{'' if head else 'out'} its head"
+    check_run(model, config)
     parameters, count = sum(p.numel() for p in model.parameters()), len(train.samples)
     steps = config.steps or count // config.batch * config.epochs
     with torch.device("meta"):
         macs = clip_macs(build_classifier(config.preset, len(task.classes), config.encoder), model.spec)
     say(
         f"{config.preset}: {parameters / 1e6:.1f} M parameters ({started}), {count} samples of {len(task.classes)} "
-        f"classes, {steps} steps of {config.batch}; {how_much(macs, steps * config.batch)}"
+        f"classes, {steps} steps of {config.batch}; {how_much(macs, steps * config.batch * config.repeats)}"
     )
     instances = train.open_for(model)
     if isinstance(instances, LabelledPairs):

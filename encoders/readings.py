@@ -18,7 +18,7 @@ from encoders.datasets.labelled import Reading
 
 __all__ = [
     "MODALITIES", "Batch", "answered", "as_tensors", "count", "features_seen", "is_joint", "joined", "only", "prepared",
-    "rows_of", "to_device",
+    "rows_of", "split_presence", "to_device",
 ]  # fmt: skip
 
 Batch: TypeAlias = Tensor | Mapping[str, Tensor]
@@ -82,12 +82,12 @@ def prepared(model: Any, batch: Batch) -> Any:
 
 def answered(model: Any, x: Any) -> Tensor:
     """What `prepared` gives, to logits (B, K)."""
-    return cast(Tensor, model(x) if isinstance(x, Tensor) else model.logits(*_split(x)))
+    return cast(Tensor, model(x) if isinstance(x, Tensor) else model.logits(*split_presence(x)))
 
 
 def features_seen(model: Any, x: Mapping[str, Tensor]) -> Tensor:
     """What `prepared` gives of a joint model, to features (B, D)."""
-    return cast(Tensor, model.features(*_split(x)))
+    return cast(Tensor, model.features(*split_presence(x)))
 
 
 def only(x: Mapping[str, Tensor], modality: str) -> dict[str, Tensor]:
@@ -96,5 +96,6 @@ def only(x: Mapping[str, Tensor], modality: str) -> dict[str, Tensor]:
     return {**x, "presence": x["presence"] & kept}
 
 
-def _split(x: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+def split_presence(x: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+    """What `prepared` gives of a joint model, as what is seen and what is there."""
     return {name: v for name, v in x.items() if name != "presence"}, x.get("presence")

@@ -56,7 +56,8 @@ class FinetuneConfig:
     # what is learned
     epochs: int = 30
     steps: int = 0  # optimizer steps in all, instead of epochs; 0: as many epochs
-    batch: int = 64  # over all processes
+    batch: int = 64  # samples, over all processes
+    repeats: int = 1  # readings of each sample of a batch, each changed differently
     accumulate: int = 1  # parts of a process's share that go through the network one after another
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
@@ -85,7 +86,7 @@ class FinetuneConfig:
     save_every: int = 1  # epochs
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "accumulate", "eval_batch", "log_every", "eval_every", "save_every"):
+        for name in ("epochs", "batch", "repeats", "accumulate", "eval_batch", "log_every", "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
         for name in ("steps", "warmup", "warmup_steps", "weight_decay", "clip", "mixup", "short_side", "workers"):
