@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from encoders.audio.filterbank import Filterbank
+from encoders.audio.mel import mel_filters
 from encoders.audio.spectrogram import AvidSpectrogram
 
 
@@ -28,20 +30,6 @@ class Front(Protocol):
     def shape(self, seconds: Fraction) -> tuple[int, int]: ...
 
     def __call__(self, clips: Float[Tensor, "b s"]) -> Float[Tensor, "b t f"]: ...
-
-
-def hz_to_mel(hz: Float[np.ndarray, "n"] | float) -> Float[np.ndarray, "n"]:
-    """The HTK mel scale: 2595 log10(1 + f / 700)."""
-    return 2595.0 * np.log10(1.0 + np.asarray(hz, dtype=np.float64) / 700.0)
-
-
-def mel_filters(bins: int, n_fft: int, sample_rate: int, low: float, high: float) -> Float[np.ndarray, "f bins"]:
-    """Triangles of unit height, equally wide in mel, over the bins of a power spectrum: (n_fft // 2 + 1, bins)."""
-    edges = np.linspace(hz_to_mel(low), hz_to_mel(high), bins + 2)
-    at = hz_to_mel(np.arange(n_fft // 2 + 1) * (sample_rate / n_fft))[:, None]
-    rise = (at - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    fall = (edges[2:] - at) / (edges[2:] - edges[1:-1])
-    return np.maximum(0.0, np.minimum(rise, fall)).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,4 +76,5 @@ FRONTS: dict[str, Front] = {
     "log_mel_talk": LogMel(),
     # As tall as in AST, MBT and PolyViT; the transform is long enough that no triangle falls between its bins.
     "log_mel_128": LogMel(bins=128, n_fft=1024),
+    "filterbank": Filterbank(),
 }
