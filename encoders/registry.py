@@ -22,6 +22,9 @@ _POLYVIT = "encoders.audiovisual.polyvit:PolyViT"
 _MTV = "encoders.video.mtv:MTV"
 _MTV_ENSEMBLE = "encoders.video.mtv:Ensemble"
 _MM_MIX = "encoders.audiovisual.mm_mix:MMMix"
+_AV_MAE = "encoders.audiovisual.av_mae:AVMAE"
+_MVITV2 = "encoders.video.mvitv2:MViTv2"
+_MAT = "encoders.audio.mat:MAT"
 
 ENCODERS: dict[str, str] = {
     "r2plus1d_18": _R2PLUS1D,
@@ -113,6 +116,28 @@ ENCODERS: dict[str, str] = {
     "mm_mix_base_rgb": _MM_MIX,
     "mm_mix_large": _MM_MIX,
     "mm_mix_tiny": _MM_MIX,
+    "av_mae_base": _AV_MAE,
+    "av_mae_base_early": _AV_MAE,
+    "av_mae_base_shared": _AV_MAE,
+    "av_mae_base_mid": _AV_MAE,
+    "av_mae_base_video": _AV_MAE,
+    "av_mae_base_audio": _AV_MAE,
+    "av_mae_large": _AV_MAE,
+    "av_mae_large_early": _AV_MAE,
+    "av_mae_large_shared": _AV_MAE,
+    "av_mae_large_mid": _AV_MAE,
+    "av_mae_large_audioset": _AV_MAE,
+    "av_mae_large_video": _AV_MAE,
+    "av_mae_large_audio": _AV_MAE,
+    "av_mae_tiny": _AV_MAE,
+    "mvitv2_base": _MVITV2,
+    "mvitv2_b_32x3": _MVITV2,
+    "mvitv2_b_16x4": _MVITV2,
+    "mvitv2_s_16x4": _MVITV2,
+    "mvitv2_b_image": _MVITV2,
+    "mvitv2_tiny": _MVITV2,
+    "mat_base": _MAT,
+    "mat_tiny": _MAT,
 }
 
 
