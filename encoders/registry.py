@@ -16,15 +16,18 @@ __all__ = ["ENCODERS", "build", "config_of"]
 
 _R2PLUS1D = "encoders.video.r2plus1d:R2Plus1D"
 _CONV2D = "encoders.audio.conv2d:Conv2D"
+_AST = "encoders.audio.spectrogram_transformer:AST"
 _VIVIT = "encoders.video.vivit:ViViT"
 _TOKEN_LEARNER = "encoders.video.token_learner:TokenLearner"
 _POLYVIT = "encoders.audiovisual.polyvit:PolyViT"
 _MTV = "encoders.video.mtv:MTV"
 _MTV_ENSEMBLE = "encoders.video.mtv:Ensemble"
 _MM_MIX = "encoders.audiovisual.mm_mix:MMMix"
+_MBT = "encoders.audiovisual.mbt:MBT"
 _AV_MAE = "encoders.audiovisual.av_mae:AVMAE"
 _MVITV2 = "encoders.video.mvitv2:MViTv2"
 _MAT = "encoders.audio.mat:MAT"
+_MMT = "encoders.audiovisual.mmt:MMT"
 
 ENCODERS: dict[str, str] = {
     "r2plus1d_18": _R2PLUS1D,
@@ -35,6 +38,15 @@ ENCODERS: dict[str, str] = {
     "conv2d_10": _CONV2D,
     "conv2d_talk": _CONV2D,
     "conv2d_tiny": _CONV2D,
+    "ast_base_10": _AST,
+    "ast_base_12": _AST,
+    "ast_base_14": _AST,
+    "ast_base_16": _AST,
+    "ast_s_10": _AST,
+    "ast_ti_10": _AST,
+    "ast_base_10_esc50": _AST,
+    "ast_base_10_speech": _AST,
+    "ast_tiny": _AST,
     "vivit_base": _VIVIT,
     "vivit_ti_16x2": _VIVIT,
     "vivit_s_16x2": _VIVIT,
@@ -116,6 +128,15 @@ ENCODERS: dict[str, str] = {
     "mm_mix_base_rgb": _MM_MIX,
     "mm_mix_large": _MM_MIX,
     "mm_mix_tiny": _MM_MIX,
+    "mmt_base": _MMT,
+    "mmt_base_average": _MMT,
+    "mmt_base_without_mat": _MMT,
+    "mmt_tiny": _MMT,
+    "mbt_base": _MBT,
+    "mbt_base_video": _MBT,
+    "mbt_base_audio": _MBT,
+    "mbt_base_8": _MBT,
+    "mbt_tiny": _MBT,
     "av_mae_base": _AV_MAE,
     "av_mae_base_early": _AV_MAE,
     "av_mae_base_shared": _AV_MAE,

@@ -61,7 +61,7 @@ def encoders_of(preset: str, weights: Path) -> list[object]:
     encoder = build(preset)
     save_file({name: value.contiguous() for name, value in encoder.state_dict().items()}, weights)
     mine = [option for m in encoder.modalities for option in (f"--{m}", preset, f"--{m}-weights", weights)]
-    other = {("video",): ["--audio", "conv2d_tiny"], ("audio",): ["--video", "r2plus1d_tiny"]}
+    other = {("video",): ["--audio", "conv2d_tiny"], ("audio",): ["--video", "vivit_tiny_fe"]}
     return mine + other.get(encoder.modalities, [])
 
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from encoders.audio.filterbank import Filterbank
+from encoders.audio.filterbank import SCENIC, SCENIC_RAW, Filterbank
 from encoders.audio.mel import mel_filters
 from encoders.audio.spectrogram import AvidSpectrogram
 
@@ -77,4 +77,6 @@ FRONTS: dict[str, Front] = {
     # As tall as in AST, MBT and PolyViT; the transform is long enough that no triangle falls between its bins.
     "log_mel_128": LogMel(bins=128, n_fft=1024),
     "filterbank": Filterbank(),
+    "scenic": SCENIC,
+    "scenic_raw": SCENIC_RAW,
 }

@@ -25,12 +25,13 @@ def layer_norm(dim: int) -> nn.LayerNorm:
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them; the width in is the width out."""
+    """Two linear layers with a GELU between them; the width in is the width out. The tanh approximation is Flax's,
+    the exact one that of PyTorch's models."""
 
-    def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0, *, exact_gelu: bool = False) -> None:
         super().__init__()
         self.first = xavier_uniform_(nn.Linear(dim, hidden), bias_std=1e-6)
-        self.activation = nn.GELU(approximate="tanh")
+        self.activation = nn.GELU(approximate="none" if exact_gelu else "tanh")
         self.second = xavier_uniform_(nn.Linear(hidden, dim), bias_std=1e-6)
         self.dropout = nn.Dropout(dropout)
 
@@ -74,13 +75,14 @@ class Block(nn.Module):
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
         rescale: bool = False,
+        exact_gelu: bool = False,
         attention: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = layer_norm(dim)
         self.attention = Attention(dim, heads, dropout=attention_dropout) if attention is None else attention
         self.norm2 = layer_norm(dim)
-        self.mlp = Mlp(dim, mlp_dim, dropout)
+        self.mlp = Mlp(dim, mlp_dim, dropout, exact_gelu=exact_gelu)
         self.dropout = nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path, rescale)
 
@@ -109,6 +111,7 @@ class Encoder(nn.Module):
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
         rescale: bool = False,
+        exact_gelu: bool = False,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
@@ -120,6 +123,7 @@ class Encoder(nn.Module):
                 attention_dropout=attention_dropout,
                 drop_path=prob,
                 rescale=rescale,
+                exact_gelu=exact_gelu,
             )
             for prob in ramp(drop_path, depth)
         )
