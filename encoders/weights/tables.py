@@ -26,6 +26,8 @@ TABLES: dict[str, dict[str, str]] = {
     "MTV": {"scenic": "encoders.weights.mtv"},
     "TokenLearner": {"scenic": "encoders.weights.token_learner"},
     "PolyViT": {"scenic": "encoders.weights.polyvit"},
+    "AVMAE": {"scenic": "encoders.weights.av_mae"},
+    "MBT": {"scenic": "encoders.weights.mbt"},
 }
 
 STARTS = {
@@ -33,6 +35,7 @@ STARTS = {
     "MTV": "encoders.weights.mtv",
     "MMMix": "encoders.weights.mtv",
     "PolyViT": "encoders.weights.polyvit",
+    "MBT": "encoders.weights.mbt",
 }
 PER_VIEW = ("MTV", "MMMix")  # these start from an image ViT for each view
 
