@@ -3,7 +3,7 @@
 Every input says its ``grid`` of tokens, the ``shape`` of one prepared example, and the ``spec`` of the clip that it is
 prepared from.
 
-C channel, T frame or mel frame, F mel bin, H W pixels.
+B batch, C channel, T frame or mel frame, F mel bin, H W pixels, S sample.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from jaxtyping import Float
+from torch import Tensor
+
 from encoders.audio.log_mel import FRONTS
 from encoders.clips import AudioSpec, VideoSpec
-from encoders.errors import ConfigError
+from encoders.errors import ConfigError, DataError
 from encoders.layers.embed import check_divides
 from encoders.settings import pick
 
-__all__ = ["AudioInput", "ImageInput", "Input", "VideoInput"]
+__all__ = ["AudioInput", "ImageInput", "Input", "VideoInput", "check_shape", "heard"]
 
 Grid = tuple[int, int, int]  # tokens along time, down and across; of sound: 1, along time, along frequency
 
@@ -130,3 +133,27 @@ def _pair(sides: Sequence[int]) -> tuple[int, int]:
 
 
 Input = ImageInput | VideoInput | AudioInput
+
+
+def heard(part: AudioInput, clips: Tensor) -> Float[Tensor, "b t f"]:
+    """Samples (B, S) in [-1, 1] to spectrograms; raises DataError where they are no clips of the input's length."""
+    if not part.front:
+        raise DataError("the model takes spectrograms, not samples; set audio.front")
+    front = FRONTS[part.front]
+    samples = int(part.clip_seconds * front.sample_rate)
+    if clips.ndim != 2 or clips.shape[1] != samples or not clips.is_floating_point():
+        raise DataError(
+            f"sound of shape {tuple(clips.shape)} came to a tokenizer of (batch, {samples}) floats, "
+            f"{float(part.clip_seconds):g} s at {front.sample_rate} Hz; cut and resample it"
+        )
+    return front(clips)
+
+
+def check_shape(part: Input, x: Tensor, modality: str, channels: int = 3) -> None:
+    """Raises DataError where ``x`` (B, C, ...) is no batch of what the tokenizer takes."""
+    wanted = channels, *part.shape[1:]
+    if tuple(x.shape[1:]) != wanted:
+        raise DataError(
+            f"{modality} of {'x'.join(map(str, x.shape[1:]))} came to a tokenizer of {'x'.join(map(str, wanted))}; "
+            f"sample and resize it, or build the model with another {modality}"
+        )

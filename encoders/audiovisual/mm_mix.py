@@ -33,6 +33,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from encoders.audio.log_mel import FRONTS, Front
+from encoders.audiovisual.presence import lose_modality
 from encoders.clips import AudioSpec, VideoSpec
 from encoders.errors import ConfigError, DataError
 from encoders.layers.embed import PatchEmbed, TubeletEmbed, check_divides
@@ -194,9 +195,7 @@ class MMMix(nn.Module):
         """(B, M) where some clips lose a modality, of those that have both: none is left with nothing."""
         whole = torch.tensor(has, device=device).expand(batch, -1)
         whole = whole if presence is None else whole & presence
-        loses = torch.rand(batch, 1, device=device) < self.config.drop_modality
-        lost = torch.randint(len(MODALITIES), (batch, 1), device=device) == torch.arange(len(MODALITIES), device=device)
-        return whole & ~(loses & lost & whole.all(1, keepdim=True))
+        return lose_modality(whole, self.config.drop_modality)
 
     def _checked(self, x: Tensor, name: str) -> Tensor:
         if name == "audio":

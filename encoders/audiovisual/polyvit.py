@@ -22,8 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoders.audio.log_mel import FRONTS
-from encoders.audiovisual.inputs import AudioInput, ImageInput, Input, VideoInput
+from encoders.audiovisual.inputs import AudioInput, ImageInput, Input, VideoInput, check_shape, heard
 from encoders.errors import ConfigError, DataError
 from encoders.layers.block import Block, Encoder
 from encoders.layers.embed import PatchEmbed, TubeletEmbed
@@ -227,16 +226,7 @@ class PolyViT(nn.Module):
     def _spectrograms(self, clips: Tensor) -> Float[Tensor, "b 3 t f"]:
         part = self.config.audio
         assert part is not None, "there is a tokenizer of sound"
-        if not part.front:
-            raise DataError("the model takes spectrograms, not samples; set audio.front")
-        front = FRONTS[part.front]
-        samples = int(part.clip_seconds * front.sample_rate)
-        if clips.ndim != 2 or clips.shape[1] != samples or not clips.is_floating_point():
-            raise DataError(
-                f"sound of shape {tuple(clips.shape)} came to a tokenizer of (batch, {samples}) floats, "
-                f"{float(part.clip_seconds):g} s at {front.sample_rate} Hz; cut and resample it"
-            )
-        return front(clips)[:, None].expand(-1, 3, -1, -1)
+        return heard(part, clips)[:, None].expand(-1, 3, -1, -1)
 
     def features(
         self, x: Float[Tensor, "b c *t h w"], modality: str, stochastic_depth: float = 0.0
@@ -250,7 +240,7 @@ class PolyViT(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """All tokens after the last norm, the class token first."""
         tokenizer = pick(self.tokenizers._modules, modality, "modality")
-        self._check_input(x, modality)
+        check_shape(self.config.inputs[modality], x, modality)
         self._set_depth(modality, stochastic_depth)
         return self.encoder(tokenizer(x))
 
@@ -277,14 +267,6 @@ class PolyViT(nn.Module):
             block.drop_path.prob = p_max * layer / max(own - 1, 1)
         for layer, block in enumerate(_blocks(self.encoder.blocks), own):
             block.drop_path.prob = p_max * layer / max(depth - 1, 1)
-
-    def _check_input(self, x: Tensor, modality: str) -> None:
-        wanted = self.config.inputs[modality].shape
-        if tuple(x.shape[1:]) != wanted:
-            raise DataError(
-                f"{modality} of {'x'.join(map(str, x.shape[1:]))} came to a tokenizer of {'x'.join(map(str, wanted))}; "
-                f"sample and resize it, or build the model with another {modality}"
-            )
 
 
 def _blocks(blocks: object) -> list[Block]:
