@@ -105,6 +105,9 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     except (TypeError, ValueError, ZeroDivisionError) as error:
         if isinstance(error, UsageError | ConfigError):
             raise
+        if typing.get_origin(hint) is typing.Literal:
+            known = ", ".join(map(str, typing.get_args(hint)))
+            raise UsageError(f"{key}={value!r} is not of type choice; give one of {known}") from None
         name = getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
         way_out = EXAMPLES.get(hint, "a value of that type")
         raise UsageError(f"{key}={value!r} is not of type {name}; give {way_out}") from None
