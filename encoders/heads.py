@@ -1,4 +1,4 @@
-"""Heads: a window of features to class scores.
+"""Heads: a window of features to class scores. A third, which attends (MBT), is in `encoders.fused_head`.
 
 The two heads of curri-MAE (Chochlakis et al., Interspeech 2024, section 3): a linear classifier that votes clip by
 clip, and a single-layer GRU whose last hidden state is classified. Both read a window; neither remembers anything
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from encoders.errors import ConfigError, DataError
+from encoders.fused_head import FusedHead, FusedHeadConfig
 from encoders.settings import override, pick
 
 __all__ = ["HEADS", "GRUHead", "GRUHeadConfig", "GRUState", "LinearHead", "LinearHeadConfig", "build_head"]
@@ -215,10 +216,11 @@ def _choose(features: Tensor, modalities: Sequence[str], dim: int) -> Tensor:
 HEADS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "linear": (LinearHead, LinearHeadConfig),
     "gru": (GRUHead, GRUHeadConfig),
+    "mbt": (FusedHead, FusedHeadConfig),
 }
 
 
 def build_head(kind: str, **config: Any) -> nn.Module:
-    """A head by name ("linear", "gru") and the fields of its config; raises UsageError on an unknown one."""
+    """A head by name ("linear", "gru", "mbt") and the fields of its config; raises UsageError on an unknown one."""
     head, config_class = pick(HEADS, kind, "head")
     return head(override(config_class, config))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from encoders.errors import DataError, LegatoError
-from encoders.heads import build_head
+from encoders.heads import HEADS, build_head
 from encoders.settings import to_dict
 from encoders.training import load_weights, save_weights, write_json
 from imputation.baselines import Backoff
@@ -45,7 +45,7 @@ def save_head(folder: Path, head: nn.Module, **about: Any) -> None:
         made = {"kind": "backoff", "config": {"classes": joint.out_features, "dim": joint.in_features // 2}}
     else:
         config: Any = head.config
-        kind = "linear" if hasattr(head, "votes") else "gru"
+        kind = next(name for name, (made_by, _) in HEADS.items() if type(head) is made_by)
         made = {"kind": kind, "config": to_dict(config)}
     save_weights(folder / "head.safetensors", head.state_dict())
     write_json(folder / "head.json", {**made, **about})

@@ -201,13 +201,27 @@ class _Objective:
         return logits
 
     def _cross_entropy(self, view: tuple[Tensor, Tensor, Tensor, Tensor], label: Tensor) -> Tensor:
-        """Of the window; of each existing clip by itself where the head votes by clip."""
+        """Of the window; of each existing clip by itself where the head votes by clip; where it answers from each
+        modality, the mean of their own, each over the windows that have it (MBT)."""
+        if hasattr(self.head, "each"):
+            return self._of_each(view, label)
         if not hasattr(self.head, "votes"):
             return F.cross_entropy(self._logits(view, self.head), label, self.class_weight)
         features, exists = view[0][:, : self.window], view[3][:, : self.window]
         head: Any = self.head
         votes = head.votes(features)[exists]  # (clips, K)
         return F.cross_entropy(votes, label.unsqueeze(1).expand(exists.shape)[exists], self.class_weight)
+
+    def _of_each(self, view: tuple[Tensor, Tensor, Tensor, Tensor], label: Tensor) -> Tensor:
+        head: Any = self.head
+        features, presence, _, exists = (x[:, : self.window] for x in view)
+        logits, has = head.each(features, presence, exists)  # (B, M, K), (B, M)
+        losses = [
+            F.cross_entropy(logits[rows, m], label[rows], self.class_weight)
+            for m, rows in enumerate(has.unbind(1))
+            if rows.any()
+        ]
+        return torch.stack(losses).mean() if losses else logits.sum() * 0
 
     @torch.no_grad()
     def score(self, data: FeatureSet, batch: int = 512) -> dict[str, float]:

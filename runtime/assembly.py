@@ -209,7 +209,9 @@ class _Assembly:
         parts: dict[str, Any] = {}
         for name, folder, head in self._named_heads():
             if head["kind"] not in HEADS:
-                raise UsageError(f"head {folder} is a {head['kind']}, which no bundle serves; train a linear or gru")
+                raise UsageError(
+                    f"head {folder} is a {head['kind']}, which no bundle serves; train a linear, gru or mbt"
+                )
             if name in parts:
                 raise UsageError(f"two heads are called {name}; give their folders different names")
             file = f"head_{name}.safetensors"

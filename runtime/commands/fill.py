@@ -83,7 +83,7 @@ def head(
     features: Features,
     out: Out,
     kind: Annotated[
-        str | None, typer.Option(help="linear, gru (default), or backoff (three linear classifiers).")
+        str | None, typer.Option(help="linear, gru (default), mbt (drops what is absent), or backoff (three linear).")
     ] = None,
     sampling: Sampling = None,
     imputer: Annotated[
