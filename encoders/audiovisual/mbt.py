@@ -53,7 +53,7 @@ class MBTConfig(FusionConfig):
     """What is seen and heard, and how it meets; the defaults are the public code's configuration."""
 
     video: VideoInput | None = field(default_factory=lambda: VideoInput(tubelet=(2, 16, 16), clip_seconds=Fraction(8)))
-    audio: AudioInput | None = field(default_factory=AudioInput)
+    audio: AudioInput | None = field(default_factory=lambda: AudioInput(front="scenic"))
     spectrogram_channels: Literal[1, 3] = 3  # 3: a spectrogram three times, so that a picture's patch kernel fits
     positions: Literal["learned", "sinusoidal"] = "learned"
     classes: int = 0  # K; 0: features
@@ -366,8 +366,8 @@ _TINY = MBTConfig(
     audio=AudioInput(frames=40, bins=48, patch=(8, 8), clip_seconds=Fraction(2, 5), front="log_mel_talk"),
     drop_modality=0.5,
 )
-# The public configuration's 32 pictures are 2.56 s of the 8 s that it hears, as its recipe here reads them; the paper's 8
-# are spread over all of them. A stream is looked at evenly.
+# The public configuration's 32 pictures are 2.56 s of the 8 s that it hears, and so its recipe here reads them; the
+# paper's 8 are spread over all of them. A stream is looked at evenly.
 PRESETS = {
     "mbt_base": _BASE,
     "mbt_base_video": replace(_BASE, audio=None),
