@@ -1,7 +1,7 @@
 """How many live streams a server holds, how long each stage takes, and what happens beyond: ``python -m bench.serve``.
 
 A server (``legato serve``) and clients (``bench.load``, a process of its own) share the cores that this process may
-use. Everything is in real time: 320x240 video with sound, packets of up to 100 ms in one message.
+use, one worker for each core. Everything is in real time: 320x240 video with sound, packets of up to 100 ms in one message.
 
 1. ``--streams`` clients for ``--seconds``: latency by stage, from the server's own metrics, and as clients see it.
 2. The largest number of streams whose 99th percentile stays below ``--limit-ms``, by bisection.
@@ -71,7 +71,7 @@ def serving(options: argparse.Namespace, *settings: str) -> Iterator[Server]:
     """A server on ports of the system's choice, ended with its process id."""
     command = [sys.executable, "-m", "runtime", "serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
     command += ["--bundle", options.bundle, "--max-streams", str(options.max_streams), "--device", options.device]
-    command += ["--json", *options.server, *settings]
+    command += ["--json", "--workers", str(options.workers), *options.server, *settings]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
@@ -288,6 +288,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--loss", default="", help="profile of losses on the way, such as wifi-poor")
     parser.add_argument("--clients", type=int, default=1, help="processes that the clients are spread over")
     parser.add_argument("--max-streams", type=int, default=1024)
+    parser.add_argument("--workers", type=int, default=0, help="processes of the server; 0: one for each core")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--server", action="append", default=[], help="one more argument of legato serve")
     parser.add_argument("--name", default="serve", help="of the results")

@@ -27,6 +27,12 @@ def trial_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def _workers(count: int) -> str:
+    if not count:
+        return "a worker process for each core"
+    return "one process" if count == 1 else f"{count} worker processes"
+
+
 def page(found: Mapping[str, Any], options: argparse.Namespace, shown: str, device: str) -> list[str]:
     """The page of results."""
     lines = [f"# Serving: bundle `{options.bundle}`, {shown}, on {device}", ""]
@@ -34,7 +40,7 @@ def page(found: Mapping[str, Any], options: argparse.Namespace, shown: str, devi
         f"Live: packets of {options.batch_ms:g} ms in one message, {options.seconds:g} s a trial, the first 5 s (or a",
         "quarter) not counted. Latency is from the message that completes a clip to the first prediction of its",
         "window, as the client sees it; stages are the server's own histograms. Server and clients share the cores;",
-        "what the clients took is told beside.",
+        f"what the clients took is told beside. The server has {_workers(options.workers)}.",
         "",
     ]
     if "streams" in found:

@@ -15,7 +15,7 @@ from pathlib import Path
 from runtime import logs
 from runtime.errors import OutputError
 
-__all__ = ["Retention"]
+__all__ = ["Retention", "prepare"]
 
 log = logs.of(__name__)
 
@@ -36,7 +36,7 @@ class Retention:
 
     def __init__(self, folder: Path, *, max_bytes: int, max_age: float) -> None:
         self.folder, self.max_bytes, self.max_age = folder, max_bytes, max_age
-        _prepare(folder)
+        prepare(folder)
         self._lock_file: int | None = _lock(folder)
         self._guard = threading.Lock()
         self._sizes: dict[Path, int] = {}  # bytes
@@ -142,8 +142,8 @@ def _unlink(path: Path) -> None:
         log.warning("recording cannot be deleted", why=error.strerror)
 
 
-def _prepare(folder: Path) -> None:
-    """The folder exists and is nobody else's. One that others may open is refused, not changed under them."""
+def prepare(folder: Path) -> None:
+    """Make a folder that is nobody else's. One that others may open is refused with OutputError, not changed."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = folder.stat()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,33 @@ def test_a_signal_ends_a_server_in_order_and_a_second_one_at_once(number):
         began = time.monotonic()
         assert server.stop(number)[0] == 0
         assert time.monotonic() - began < 20
+
+
+@pytest.mark.slow
+def test_two_workers_are_one_server_to_clients_scrapers_and_signals():
+    options = ("--workers", "2", "--metrics", "127.0.0.1:0", "--deterministic", "--preset", "replay")
+    with Running(*options, "--log", "json") as server:
+        assert server.ready["workers"] == 2
+        sends = [
+            subprocess.Popen(
+                [sys.executable, "-m", "runtime", "send", server.ready["address"], str(DEMO), "--json"],
+                cwd=ROOT, stdout=subprocess.PIPE, text=True,
+            )
+            for _ in range(3)
+        ]  # fmt: skip
+        told = [send.communicate(timeout=120)[0].splitlines() for send in sends]
+        assert len(told[0]) >= 117
+        alike = [[{k: v for k, v in json.loads(line).items() if k not in ("stream", "timings")} for line in lines]
+                 for lines in told]  # fmt: skip
+        assert alike[0] == alike[1] == alike[2]
+        port = server.ready["metrics_port"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+            text = page.read().decode()
+        assert "streams_started_total 3.0" in text
+        assert "active_streams 0.0" in text
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as page:
+            assert json.loads(page.read())["status"] == "ready"
+        code, said = server.stop()
+        assert code == 0
+        events = [json.loads(line) for line in said.splitlines()]
+        assert {event["worker"] for event in events if event["event"] == "draining"} == {0, 1}

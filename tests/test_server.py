@@ -22,7 +22,8 @@ from runtime.observe import Observer
 from runtime.packet import Decision, Packet
 from runtime.receive import Receiver
 from runtime.recording import RecordingReader
-from runtime.serve.server import ServeConfig, Server, channel_options
+from runtime.serve.ports import channel_options
+from runtime.serve.server import ServeConfig, Server
 from runtime.sources import open_source
 from tests.fakes import SPEC, ListSource, fake_parts, stream
 from tests.serving import (

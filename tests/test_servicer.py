@@ -12,7 +12,7 @@ import pytest
 from protos import stream_pb2 as pb
 from protos import stream_pb2_grpc as rpc
 from runtime.config import WindowSettings
-from runtime.serve import servicer
+from runtime.serve import calls
 from runtime.serve.answers import bundle_from_wire
 from runtime.serve.session import Settings
 from tests.fakes import packet, stream
@@ -259,7 +259,7 @@ def test_a_client_that_never_reads_loses_provisional_predictions_first_and_then_
 
 
 def test_a_live_client_that_never_reads_is_told_to_resume_and_holds_no_place_meanwhile(monkeypatch):
-    monkeypatch.setattr(servicer, "LAST_WORD", 0.1)
+    monkeypatch.setattr(calls, "LAST_WORD", 0.1)
 
     async def scenario() -> None:
         made = offer(window=WindowSettings(clips=4, lookahead=2, min_clips=1))

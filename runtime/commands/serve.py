@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from runtime.output import as_line
 if TYPE_CHECKING:
     from runtime.serve.auth import TlsFiles
     from runtime.serve.server import ServeConfig, Server
+    from runtime.serve.workers import Workers
 
 app = typer.Typer(add_completion=False)
 GB, HOUR = 1 << 30, 3600.0
@@ -55,6 +57,9 @@ def serve(
     answer_within: Annotated[
         float, typer.Option(min=0.05, help="Seconds in which a clip is to be answered, or looked at less.")
     ] = 1.0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that share the port, each with its own models; 0: one for each core.")
+    ] = 1,
     grace: Annotated[float, typer.Option(min=0.0, help="Seconds that streams have to go elsewhere at the end.")] = 10.0,
     log: Annotated[str, typer.Option(help="Form of the log on stderr: plain or json.")] = "plain",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
@@ -94,13 +99,24 @@ def serve(
         stream=Settings(answer_within=answer_within, behind=0.4 * answer_within),
         grace=grace,
     )
-    asyncio.run(_serve(config, as_json=as_json))
+    count = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    asyncio.run(_serve(lambda: _server(config, count, log, log_level), as_json=as_json))
 
 
-async def _serve(config: "ServeConfig", *, as_json: bool) -> None:
+def _server(config: "ServeConfig", count: int, form: str, level: str) -> "Server | Workers":
+    """One process, or several."""
+    if count == 1:
+        from runtime.serve.server import Server
+
+        return Server(config)
+    from runtime.serve.workers import Workers
+
+    return Workers(config, count, form=form, level=level)
+
+
+async def _serve(make: "Callable[[], Server | Workers]", *, as_json: bool) -> None:
     """From start to stop."""
     from runtime import spans
-    from runtime.serve.server import Server
 
     stop, now = asyncio.Event(), asyncio.Event()
 
@@ -110,7 +126,7 @@ async def _serve(config: "ServeConfig", *, as_json: bool) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
-    server = Server(config)
+    server = make()
     spans.start()
     starting = asyncio.create_task(server.start())
     stopping = asyncio.create_task(stop.wait())
@@ -138,9 +154,9 @@ async def _first(*waits: Any) -> None:
         task.cancel()
 
 
-def _announce(server: "Server", *, as_json: bool) -> None:
+def _announce(server: "Server | Workers", *, as_json: bool) -> None:
     """The one line on stdout."""
-    bundles = [(name, offer.description.hash) for name, offer in server.offers.items()]
+    bundles, count = server.served, getattr(server, "count", 1)
     if as_json:
         facts: dict[str, Any] = {
             "event": "ready",
@@ -150,12 +166,14 @@ def _announce(server: "Server", *, as_json: bool) -> None:
             "tls": server.config.tls is not None,
             "tokens": server.config.tokens is not None,
             "recording": server.config.record is not None,
+            "workers": count,
             "bundles": [{"name": name, "hash": digest} for name, digest in bundles],
         }
         print(as_line(facts), flush=True)
         return
     served = ", ".join(f"{name} (sha256 {digest[:12]})" for name, digest in bundles)
     notes = [f"metrics on port {server.metrics_port}"] if server.metrics_port else []
+    notes += [f"{count} workers"] if count > 1 else []
     notes += ["tokens needed"] if server.config.tokens is not None else []
     notes += ["TLS"] if server.config.tls is not None else ["in the clear"]
     notes += [f"recording who consents into {server.config.record}"] if server.config.record is not None else []

@@ -1,8 +1,9 @@
 """Resuming: tokens that name a stream's state, and how long that state outlives its connection.
 
-A token is 128 random bits, known to one caller, good for one use; here only its hash is kept. A stream whose
-connection broke is kept for some seconds with its clock stopped, so that whoever comes back in time goes on as if
-nothing had happened. Of one that was given up it is remembered for a while that it was there.
+A token is 128 random bits (120, where the first byte names one of several workers), known to one caller, good for one
+use; here only its hash is kept. A stream whose connection broke is kept for some seconds with its clock stopped, so
+that whoever comes back in time goes on as if nothing had happened. Of one that was given up it is remembered for a
+while that it was there.
 """
 
 import hashlib
@@ -43,18 +44,19 @@ class _Held(Generic[T]):
 class Resumes(Generic[T]):
     """The streams of a server by their resume tokens. Times are seconds on the clock of whoever calls.
 
-    At most ``capacity`` streams are kept without a connection; the one that waited longest goes first.
+    At most ``capacity`` streams are kept without a connection; the one that waited longest goes first. ``mark`` is
+    what tokens begin with, in place of as many random bytes.
     """
 
-    def __init__(self, keep: float = KEEP_SECONDS, capacity: int = 64) -> None:
-        self._keep, self._capacity = keep, capacity
+    def __init__(self, keep: float = KEEP_SECONDS, capacity: int = 64, mark: bytes = b"") -> None:
+        self._keep, self._capacity, self._mark = keep, capacity, mark
         self._by_digest: dict[bytes, _Held[T]] = {}
         self._by_state: dict[int, _Held[T]] = {}
         self._gone: OrderedDict[bytes, bool] = OrderedDict()  # whether something had been acknowledged
 
     def issue(self, state: T, caller: str) -> bytes:
         """A fresh token for a stream; the one before it is void."""
-        token = secrets.token_bytes(TOKEN_BYTES)
+        token = self._mark + secrets.token_bytes(TOKEN_BYTES - len(self._mark))
         digest = _digest(token)
         held = self._by_state.get(id(state))
         if held is None:

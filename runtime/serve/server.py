@@ -28,6 +28,9 @@ from runtime.errors import ConfigError, UsageError
 from runtime.observe import Metrics, Observer
 from runtime.serve.auth import Address, Gatekeeper, TlsFiles, TokenFile, check_exposure
 from runtime.serve.offer import Offer
+from runtime.serve.ports import channel_options, credentials
+from runtime.serve.relay import Behind
+from runtime.serve.seat import Seat
 from runtime.serve.service import Service
 from runtime.serve.servicer import Guard, Servicer
 from runtime.serve.session import Settings
@@ -39,7 +42,6 @@ log = logs.of(__name__)
 
 TICK = 0.01  # seconds between two looks at the clock: what a clip's closing may be late by
 SERVICE = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
-MESSAGE_BYTES = 16 << 20  # a raw 4096x2304 yuv420p picture takes 13.5 MiB
 SPARE_CALLS = 64  # beyond streams: health, descriptions, reflection, and streams that are being refused
 
 
@@ -77,7 +79,10 @@ class ServeConfig:
 
 
 class Server:
-    """A gRPC server in the running event loop. ``offers`` replaces the bundles of the config, for tests."""
+    """A gRPC server in the running event loop. ``offers`` replaces the bundles of the config, for tests.
+
+    With a ``seat`` it is one of several workers on its port (``runtime.serve.workers``).
+    """
 
     def __init__(
         self,
@@ -86,8 +91,9 @@ class Server:
         offers: Mapping[str, Offer] | None = None,
         observer: Observer | None = None,
         clock: Clock | None = None,
+        seat: Seat | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.seat = config, seat
         self.observer = observer or (Metrics() if config.metrics else Observer())
         self.address = Address.parse(config.listen)
         self._metrics = Address.parse(config.metrics, "--metrics") if config.metrics else None
@@ -100,6 +106,8 @@ class Server:
         if config.tls is not None:
             config.tls.check()
         self._server: Any = None
+        self._servicer: Servicer | None = None
+        self._behind: Behind | None = None  # for what other workers pass on
         self._health = health.aio.HealthServicer()
         self._web: Web | None = None
         self._keeper: Any = None
@@ -141,10 +149,10 @@ class Server:
         self.service.drain()
         try:
             async with asyncio.timeout(self.config.grace):
-                while self.service.streams:
+                while self.busy:
                     await asyncio.sleep(TICK)
         except TimeoutError:
-            log.warning("the grace is over", streams=self.service.streams)
+            log.warning("the grace is over", streams=self.busy)
         self.service.cut()
 
     async def stop(self) -> None:
@@ -155,6 +163,8 @@ class Server:
         if self._server is not None:
             server, self._server = self._server, None
             await server.stop(1.0)
+        if self._behind is not None:
+            await self._behind.close()
         if self._ticker is not None:
             self._ticker.cancel()
             with suppress(asyncio.CancelledError):
@@ -165,10 +175,21 @@ class Server:
         await asyncio.to_thread(self._end)
 
     @property
+    def busy(self) -> int:
+        """Calls that are being served, here or through here."""
+        relay = None if self._servicer is None else self._servicer.relay
+        return (0 if self.service is None else self.service.streams) + (0 if relay is None else relay.active)
+
+    @property
     def where(self) -> str:
         """The address that clients use."""
         host = f"[{self.address.host}]" if ":" in self.address.host else self.address.host
         return f"{host}:{self.port}" if host else self.address.text
+
+    @property
+    def served(self) -> list[tuple[str, str]]:
+        """Name and hash of each bundle."""
+        return [(name, offer.description.hash) for name, offer in self.offers.items()]
 
     @property
     def metrics_port(self) -> int:
@@ -193,20 +214,26 @@ class Server:
             clock=self._clock,
             observer=self.observer,
             keeper=self._keeper,
+            seat=self.seat,
         )
 
     async def _listen(self, service: Service) -> None:
         gatekeeper = Gatekeeper(
             self._tokens, certificates=self.config.tls is not None and self.config.tls.client_ca is not None
         )
+        # Only workers share a port: a second server on it is an error, not half of the clients.
         self._server = grpc.aio.server(
             interceptors=(Guard(gatekeeper, self.observer.rejected),),
-            options=channel_options(),
+            options=[*channel_options(), ("grpc.so_reuseport", int(self.seat is not None))],
             maximum_concurrent_rpcs=self.config.max_streams + SPARE_CALLS,
         )
-        rpc.add_InferenceServiceServicer_to_server(Servicer(service), self._server)
+        self._servicer = servicer = Servicer(service, self.seat)
+        rpc.add_InferenceServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        if self.seat is not None:
+            self._behind = Behind(self.seat.path(self.seat.index), servicer.passed_on)
+            await self._behind.start()
         self.port = self._bind()
         await self._server.start()
 
@@ -293,56 +320,6 @@ def load_offers(config: ServeConfig, clock: Clock, observer: Observer) -> dict[s
             face=pipeline.engine.initial_face,
         )
     return offers
-
-
-def channel_options() -> list[tuple[str, int]]:
-    """How gRPC treats connections. See https://grpc.github.io/grpc/core/group__grpc__arg__keys.html."""
-    return [
-        # One message holds at most one large raw picture; 100 MB are refused before they are read to the end.
-        ("grpc.max_receive_message_length", MESSAGE_BYTES),
-        ("grpc.max_send_message_length", 1 << 20),  # answers have some kB; more is a mistake of ours
-        ("grpc.max_metadata_size", 16 << 10),  # a token has 50 bytes
-        # A phone that left its network says nothing: ask after 20 s, give up 10 s later, and keep the stream's state.
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),  # clients may hold a connection for the next stream
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # a client that pings more often is a nuisance
-        ("grpc.http2.max_ping_strikes", 2),
-        ("grpc.max_connection_idle_ms", 300_000),  # a connection without a call for five minutes is let go
-        ("grpc.server_handshake_timeout_ms", 10_000),  # TLS and settings, a byte a second or not
-        ("grpc.max_concurrent_streams", 128),  # calls on one connection
-        # A fixed window: what one client can make us hold. 1 MiB carries 80 Mbit/s over 100 ms.
-        ("grpc.http2.lookahead_bytes", 1 << 20),
-        ("grpc.http2.bdp_probe", 0),
-        ("grpc.so_reuseport", 0),  # a second server on the port is an error, not half of the clients
-    ]
-
-
-def credentials(files: TlsFiles) -> Any:
-    """TLS whose certificate may be renewed while the server runs: new handshakes use what the files hold then."""
-    seen = {"stamp": files.stamp()}
-
-    def configuration() -> Any:
-        key, chain, authority = files.read()
-        return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=authority)
-
-    def renewed() -> Any:
-        try:
-            stamp = files.stamp()
-            if stamp == seen["stamp"]:
-                return None
-            files.check()
-            fresh = configuration()
-        except (OSError, ConfigError) as error:
-            log.warning("renewed certificate not used", why=str(error))
-            return None
-        seen["stamp"] = stamp
-        log.info("certificate renewed")
-        return fresh
-
-    return grpc.dynamic_ssl_server_credentials(
-        configuration(), renewed, require_client_authentication=files.client_ca is not None
-    )
 
 
 def _keeper(config: ServeConfig, observer: Observer) -> Any:

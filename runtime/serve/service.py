@@ -20,8 +20,9 @@ from runtime.serve.convert import rational
 from runtime.serve.limits import Plan, plan_stream
 from runtime.serve.offer import Offer
 from runtime.serve.resume import KEEP_SECONDS, Resumes
+from runtime.serve.seat import Places, Seat
 from runtime.serve.session import Session, Settings
-from runtime.serve.status import Refused, denied, draining, exhausted, invalid, unknown_name
+from runtime.serve.status import Refused, denied, draining, invalid, unknown_name
 
 __all__ = ["Service"]
 
@@ -31,7 +32,10 @@ RETRY_ELSEWHERE = 1.0  # seconds that a client should wait before it resumes at 
 
 
 class Service:
-    """Offers bundles to at most ``max_streams`` clients at once; the first offer is the default."""
+    """Offers bundles to at most ``max_streams`` clients at once; the first offer is the default.
+
+    With a ``seat`` it is one of several workers, and the limit is that of all.
+    """
 
     def __init__(
         self,
@@ -45,29 +49,33 @@ class Service:
         clock: Clock | None = None,
         observer: Observer | None = None,
         keeper: Any = None,
+        seat: Seat | None = None,
     ) -> None:
         self.offers = dict(offers)
-        self.settings, self.config_timeout, self.max_streams = settings or Settings(), config_timeout, max_streams
+        self.settings, self.config_timeout = settings or Settings(), config_timeout
         self.observer = observer or Observer()
         self.draining = False
-        self.streams = 0  # connections that are served, or about to be
+        self._places = Places(max_streams, seat)
         self._pool, self._keeper, self._keep = pool, keeper, keep_seconds
         self._clock = clock or SystemClock()
-        self._resumes: Resumes[Session] = Resumes(keep_seconds, max_streams)
+        self._resumes: Resumes[Session] = Resumes(keep_seconds, max_streams, b"" if seat is None else seat.mark)
+
+    @property
+    def streams(self) -> int:
+        """Connections that are served here, or about to be."""
+        return self._places.taken
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
         """A place for one connection. Raises Refused: UNAVAILABLE while draining, RESOURCE_EXHAUSTED when full."""
         if self.draining:
             raise draining(RETRY_ELSEWHERE)
-        if self.streams >= self.max_streams:
-            raise exhausted(f"all {self.max_streams} streams are taken; try again, or another server", "full")
-        self.streams += 1
+        self._places.take()
         self.observer.stream_started()
         try:
             yield
         finally:
-            self.streams -= 1
+            self._places.free()
             self.observer.stream_ended()
 
     def offer(self, name: str) -> Offer:

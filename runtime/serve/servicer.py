@@ -7,18 +7,20 @@ session has to say; whichever ends first ends the call.
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from protos import stream_pb2 as pb
 from protos import stream_pb2_grpc as rpc
 from runtime import logs, spans
 from runtime.serve.auth import LOCAL, Caller, Gatekeeper
+from runtime.serve.calls import GARBLED, garbled, next_request, readable, refuse
+from runtime.serve.relay import Relay
+from runtime.serve.seat import Seat
 from runtime.serve.service import Service
 from runtime.serve.session import Session
-from runtime.serve.status import DETAILS_KEY, Refused, cut_off, draining, invalid, out_of_order, rich_status, timed_out
+from runtime.serve.status import Refused, cut_off, draining, out_of_order, timed_out
 
 __all__ = ["CALLER", "Guard", "Servicer"]
 
@@ -26,11 +28,9 @@ log = logs.of(__name__)
 
 CALLER: ContextVar[Caller] = ContextVar("caller", default=LOCAL)
 AFTER_EOF = 0.2  # seconds in which a broken connection, which reads like a closed one, shows that it is broken
-LAST_WORD = 2.0  # seconds that a client has to take the status with which its call ends
 NEARLY = 0.5  # seconds by which a client's deadline may reach us before it is over by our clock
 STREAM, DESCRIBE = "stream", "describe"
 OURS = "/legato.v1.InferenceService/"
-GARBLED = object()  # stands for a request that could not be read
 SCOPES = {  # what a method needs; one that is not named needs ``admin``
     "/legato.v1.InferenceService/Stream": STREAM,
     "/legato.v1.InferenceService/DescribeBundle": DESCRIBE,
@@ -41,10 +41,11 @@ OPEN = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch")  # load 
 
 
 class Servicer(rpc.InferenceServiceServicer):
-    """``legato.v1.InferenceService``."""
+    """``legato.v1.InferenceService``. With a ``seat`` among other workers, what is theirs is passed on to them."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, seat: Seat | None = None) -> None:
         self._service = service
+        self.relay = None if seat is None else Relay(seat)
 
     async def DescribeBundle(self, request: pb.DescribeBundleRequest, context: Any) -> pb.DescribeBundleResponse:
         """What a bundle is."""
@@ -59,17 +60,30 @@ class Servicer(rpc.InferenceServiceServicer):
         try:
             with service.admitted():
                 config = await _config(context, service.config_timeout)
-                session, started = await service.open(config, caller)
-                traceparent = dict(context.invocation_metadata() or ()).get("traceparent", "")
-                with (
-                    logs.context(stream=session.ident, caller=caller.name),
-                    spans.span("stream", str(traceparent), stream=session.ident),
-                ):
-                    await self._serve(session, started, context)
+                other = None if self.relay is None else self.relay.elsewhere(config)
+                if other is None:
+                    await self._answer(config, caller, context)
+            if self.relay is not None and other is not None:
+                await self.relay.run(other, config, caller, context)
         except Refused as refused:
             service.observer.rejected(refused.reason)
             log.info("stream refused", caller=caller.name, code=refused.code, reason=refused.reason)
             await refuse(context, refused)
+
+    async def passed_on(self, context: Any, caller: Caller) -> None:
+        """One connection of one stream, from another worker, which let its caller in and chose this one."""
+        CALLER.set(caller)
+        await Servicer(self._service).Stream(None, context)
+
+    async def _answer(self, config: pb.StreamConfig, caller: Caller, context: Any) -> None:
+        """Open or resume the stream that a config asks for, and serve this connection of it."""
+        session, started = await self._service.open(config, caller)
+        traceparent = dict(context.invocation_metadata() or ()).get("traceparent", "")
+        with (
+            logs.context(stream=session.ident, caller=caller.name),
+            spans.span("stream", str(traceparent), stream=session.ident),
+        ):
+            await self._serve(session, started, context)
 
     async def _serve(self, session: Session, started: pb.StreamResponse, context: Any) -> None:
         """Run a connection until the stream is over, fails, goes elsewhere, or the client is gone."""
@@ -118,7 +132,7 @@ async def _config(context: Any, timeout: float) -> pb.StreamConfig:
     """The first message."""
     try:
         async with asyncio.timeout(timeout):
-            request = await _next(context)
+            request = await next_request(context)
     except TimeoutError:
         raise timed_out(f"no StreamConfig within {timeout:g} s; it is the first message", "no_config") from None
     if request is grpc.aio.EOF:
@@ -129,35 +143,10 @@ async def _config(context: Any, timeout: float) -> pb.StreamConfig:
     return request.config
 
 
-async def _next(context: Any) -> Any:
-    """The next request, or EOF. Raises Refused for bytes that are none."""
-    request = await context.read()
-    if request is GARBLED:
-        raise garbled()
-    return request
-
-
-def garbled() -> Refused:
-    """Bytes that are no message: INVALID_ARGUMENT, where gRPC itself would say UNKNOWN."""
-    return invalid("request", "these bytes are no message of legato.v1; send what protos/stream.proto says", "request")
-
-
-def readable(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Reads requests; what cannot be read is GARBLED, for a handler to refuse."""
-
-    def read(data: bytes) -> Any:
-        try:
-            return deserialize(data)
-        except DecodeError:
-            return GARBLED
-
-    return read
-
-
 async def _read(session: Session, connection: int, context: Any) -> None:
     """Requests into the session, as long as it has room."""
     while not session.draining and connection == session.connection:
-        request = await _next(context)
+        request = await next_request(context)
         if request is grpc.aio.EOF:
             await asyncio.sleep(AFTER_EOF)
             session.no_more()
@@ -238,16 +227,3 @@ class Guard(grpc.aio.ServerInterceptor):
             return None
 
         return make(guarded, read, handler.response_serializer)
-
-
-async def refuse(context: Any, refused: Refused) -> NoReturn:
-    """End a call with a rich status. Of a client that reads nothing, it waits for its turn behind what was sent before:
-    the status is left with the transport, and the call is over for us.
-    """
-    details = rich_status(refused).SerializeToString()
-    try:
-        async with asyncio.timeout(LAST_WORD):
-            await context.abort(grpc.StatusCode[refused.code], refused.message, ((DETAILS_KEY, details),))
-    except TimeoutError:
-        raise asyncio.CancelledError from None  # which ends the handler without another status
-    raise AssertionError("abort returned")

@@ -22,6 +22,7 @@ __all__ = [
     "unauthenticated",
     "unexpected",
     "unknown_name",
+    "worker_gone",
 ]
 
 DOMAIN = "legato"
@@ -78,6 +79,12 @@ def draining(retry: float = RETRY_SECONDS) -> Refused:
     return Refused(
         "UNAVAILABLE", "the server is going away; resume elsewhere, or here later", reason="draining", retry=retry
     )
+
+
+def worker_gone() -> Refused:
+    """The worker that had, or was to have, a stream is not there: UNAVAILABLE, and what was not lost can be resumed."""
+    message = "the worker of this stream is gone; come back with the last resume point"
+    return Refused("UNAVAILABLE", message, reason="worker", retry=RETRY_SECONDS)
 
 
 def cut_off(message: str) -> Refused:

@@ -6,16 +6,16 @@ on every step. It listens on loopback unless told otherwise: metrics tell a stra
 """
 
 import asyncio
+import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 from runtime import logs
 from runtime.errors import ConfigError
-from runtime.observe import Metrics
 
 __all__ = ["READY", "Health", "Web"]
 
@@ -40,6 +40,14 @@ class Health:
     reason: str = ""
 
 
+class Pages(Protocol):
+    """What is shown on ``/metrics``: ``runtime.observe.Metrics``, or ``runtime.serve.merged.Merged``."""
+
+    def render(self, accept: str = "") -> tuple[bytes, str] | Awaitable[tuple[bytes, str]]:
+        """The page and its content type, for what a client accepts."""
+        ...
+
+
 class Web:
     """Serves metrics and health on one port until it is closed.
 
@@ -48,7 +56,7 @@ class Web:
 
     def __init__(
         self,
-        metrics: Metrics,
+        metrics: Pages,
         health: Callable[[], Health],
         *,
         host: str = LOOPBACK,
@@ -100,7 +108,7 @@ class Web:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(self._respond(await self._head(reader)))
+        writer.write(await self._respond(await self._head(reader)))
         async with asyncio.timeout(self._send_seconds):
             await writer.drain()
             writer.close()
@@ -118,7 +126,7 @@ class Web:
         except asyncio.IncompleteReadError:
             return HTTPStatus.BAD_REQUEST
 
-    def _respond(self, head: bytes | HTTPStatus) -> bytes:
+    async def _respond(self, head: bytes | HTTPStatus) -> bytes:
         if isinstance(head, HTTPStatus):
             return _page(head, f"{head.phrase.lower()}\n")
         request = REQUEST.match(head)
@@ -131,18 +139,19 @@ class Web:
         if method not in ("GET", "HEAD"):
             return _page(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD\n", extra="Allow: GET, HEAD\r\n")
         try:
-            status, body, content_type = show(head)
+            status, body, content_type = await show(head)
         except Exception:
             log.exception("metrics request failed", path=path)
             return _page(HTTPStatus.INTERNAL_SERVER_ERROR, "see the log\n", head_only=method == "HEAD")
         return _page(status, body, content_type, head_only=method == "HEAD")
 
-    def _metrics(self, head: bytes) -> tuple[HTTPStatus, bytes, str]:
+    async def _metrics(self, head: bytes) -> tuple[HTTPStatus, bytes, str]:
         accept = ACCEPT.search(head)
-        body, content_type = self.metrics.render(accept[1].decode() if accept else "")
+        page = self.metrics.render(accept[1].decode() if accept else "")
+        body, content_type = await page if inspect.isawaitable(page) else page
         return HTTPStatus.OK, body, content_type
 
-    def _health(self, head: bytes) -> tuple[HTTPStatus, bytes, str]:
+    async def _health(self, head: bytes) -> tuple[HTTPStatus, bytes, str]:
         now = self.health()
         status = HTTPStatus.OK if now.status == READY else HTTPStatus.SERVICE_UNAVAILABLE
         body = json.dumps({"status": now.status, "reason": now.reason}) + "\n"
