@@ -1,7 +1,7 @@
 """How many live streams a server holds, how long each stage takes, and what happens beyond: ``python -m bench.serve``.
 
-A server (``legato serve``) and clients (``bench.load``, a process of its own) share the cores that this process may
-use, one worker for each core. Everything is in real time: 320x240 video with sound, packets of up to 100 ms in one message.
+A server (``legato serve``, one worker for each core) and clients (``bench.load``, a process of its own) share the cores
+that this process may use. Everything is in real time: 320x240 video with sound, packets of up to 100 ms in one message.
 
 1. ``--streams`` clients for ``--seconds``: latency by stage, from the server's own metrics, and as clients see it.
 2. The largest number of streams whose 99th percentile stays below ``--limit-ms``, by bisection.
