@@ -12,7 +12,7 @@ remain are mask tokens; what lies under a foreign token is not drawn.
 B batch, N token, V visible token, O hidden token, D width, E decoder width, P numbers in a patch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -147,8 +147,14 @@ class Masks:
     foreign: dict[str, Int[Tensor, "b n"]]  # inpainting with shuffle: each modality's places in random order
 
     def to(self, device: torch.device | str) -> "Masks":
-        parts = ({m: x.to(device) for m, x in part.items()} for part in (self.hidden, self.visible, self.foreign))
-        return Masks(*parts)
+        return self._each(lambda x: x.to(device))
+
+    def rows(self, rows: slice) -> "Masks":
+        """Those of some examples."""
+        return self._each(lambda x: x[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Masks":
+        return Masks(*({m: change(x) for m, x in part.items()} for part in (self.hidden, self.visible, self.foreign)))
 
 
 def draw_masks(

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from runtime.commands.masked import is_masked, pretrain_masked
 from runtime.errors import UsageError
 
 COMMAND = "encoder"  # the name under which the one command is registered, hidden
@@ -92,7 +93,9 @@ def train(
         changes["skip_bad"] = True
     changes |= assignments(settings or ())
     options = {"resume": resume, "init": init, "device": device, "tensorboard": tensorboard}
-    if preset.startswith("polyvit"):
+    if is_masked(preset):
+        pretrain_masked(preset, data or [], out, recipe, changes, options, lambda: _face_net(face))
+    elif preset.startswith("polyvit"):
         _cotrain(preset, data or [], out, recipe, changes, options, face)
     else:
         _finetune(preset, data or [], out, recipe, changes, options, face)
