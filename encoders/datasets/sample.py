@@ -52,6 +52,7 @@ DATASETS: dict[str, tuple[str, str]] = {
     "kinetics400": ("encoders.datasets.kinetics:KINETICS_400", ""),
     "kinetics600": ("encoders.datasets.kinetics:KINETICS_600", ""),
     "kinetics700": ("encoders.datasets.kinetics:KINETICS_700", ""),
+    "kinetics_sounds": ("encoders.datasets.kinetics_sounds:KINETICS_SOUNDS", ""),
     "charades": ("encoders.datasets.charades:CHARADES", ""),
     "avid": ("encoders.datasets.avid:AVID", ""),
     "ssv2": ("encoders.datasets.ssv2:SSV2", ""),
