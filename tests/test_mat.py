@@ -117,6 +117,7 @@ def test_it_hears_what_the_filterbank_gives_frequency_first():
     model, clips = build(SMALL), torch.randn(2, 6400) / 10
     wanted = Filterbank(bins=32, frames=48)(clips)
     assert torch.equal(model.prepare(clips)[:, 0], wanted.transpose(1, 2))
+    assert torch.equal(model.heard(wanted), model.prepare(clips))  # what readers make is what serving makes
     torch.testing.assert_close(model.head(model.encode(clips)), model(model.prepare(clips)))
     assert model.encode(clips).shape == (2, model.dim) == (2, 64)
 
@@ -186,10 +187,19 @@ def test_a_config_that_cannot_be_is_one_sentence(changes, sentence):
 
 
 def test_a_clip_shorter_than_a_mel_frame_is_refused():
-    with pytest.raises(DataError, match="sound of 399 samples is shorter than a mel frame of 400; give at least"):
-        MAT(SMALL).encode(torch.zeros(1, 399))
-    with pytest.raises(DataError, match="shorter than a mel frame"):
+    with pytest.raises(DataError, match="sound of 320 samples is shorter than a mel frame of 400; give at least"):
         replace(SMALL, clip_seconds=Fraction(1, 50))
+
+
+@pytest.mark.parametrize("samples", [0, 399, 8000])
+def test_sound_of_another_length_is_refused(samples):
+    with pytest.raises(DataError, match=r"came to a model of \(batch, 6400\) floats, 0.4 s at 16000 Hz; cut and resam"):
+        MAT(SMALL).encode(torch.zeros(1, samples))
+
+
+def test_sound_that_is_no_number_is_refused():
+    with pytest.raises(DataError, match="a sample that is not finite; leave the clip out, or repair the recording"):
+        MAT(SMALL).encode(torch.full((1, 6400), torch.nan))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 48, 32), (1, 32, 48), (1, 3, 32, 48), (1, 1, 32, 0)])

@@ -14,6 +14,7 @@ B batch, S sample, F mel bin, T mel frame, D width, K class.
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -86,8 +87,22 @@ class MAT(Multiscale):
         return self.features(self.prepare(clips))
 
     def prepare(self, clips: Float[Tensor, "b s"]) -> Float[Tensor, "b 1 f t"]:
-        """Samples to the network's input; nothing outside the clip is heard."""
-        return self.front(clips).transpose(1, 2)[:, None]
+        """Samples to the network's input; nothing outside the clip is heard. Raises DataError where they are no clips
+        of the model's length."""
+        wanted = int(self.clip_seconds * self.front.sample_rate)
+        if clips.ndim != 2 or clips.shape[1] != wanted or not clips.is_floating_point():
+            raise DataError(
+                f"sound of shape {tuple(clips.shape)} came to a model of (batch, {wanted}) floats, "
+                f"{float(self.clip_seconds):g} s at {self.front.sample_rate} Hz; cut and resample it"
+            )
+        # Looking is not free where it would have to wait for an accelerator; there the engine looks at what comes out.
+        if clips.device.type == "cpu" and not torch.isfinite(clips).all():
+            raise DataError("sound holds a sample that is not finite; leave the clip out, or repair the recording")
+        return self.heard(self.front(clips))
+
+    def heard(self, spectrograms: Float[Tensor, "b t f"]) -> Float[Tensor, "b 1 f t"]:
+        """What the front makes, laid out for the network: frequency before time."""
+        return spectrograms.transpose(1, 2)[:, None]
 
     def checked(self, x: Tensor) -> Tensor:
         """The spectrograms, (B, 1, F, T). Those of other lengths than the config's are taken; raises DataError on what

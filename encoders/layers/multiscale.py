@@ -141,8 +141,7 @@ class MultiscaleBlock(nn.Module):
             stride_q=scale.stride_q, stride_kv=scale.stride_kv, class_token=class_token,
         )  # fmt: skip
         self.norm2 = layer_norm(scale.dim_out)
-        self.mlp = Mlp(scale.dim_out, mlp_ratio * scale.dim_out)
-        self.mlp.activation = nn.GELU()  # exact
+        self.mlp = Mlp(scale.dim_out, mlp_ratio * scale.dim_out, exact_gelu=True)
         self.shortcut = nn.Linear(scale.dim_in, scale.dim_out) if scale.dim_in != scale.dim_out else None
         self.skip = _skip(scale.stride_q) if prod(scale.stride_q) > 1 else None
         self.drop_path = DropPath(drop_path, rescale=True)
