@@ -31,10 +31,16 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.spec, self.config, self.dim = self.encoder.spec, self.encoder.config, self.encoder.dim
+        self.modalities, self.clip_seconds = self.encoder.modalities, self.encoder.clip_seconds
+        self.front = getattr(self.encoder, "front", None)  # of one that hears
 
     def prepare(self, clips: Tensor) -> Tensor:
         """uint8 clips to the encoder's input."""
         return cast(Tensor, self.encoder.prepare(clips))
+
+    def heard(self, spectrograms: Tensor) -> Tensor:
+        """Spectrograms to the encoder's input."""
+        return cast(Tensor, self.encoder.heard(spectrograms)) if hasattr(self.encoder, "heard") else spectrograms
 
     def features(self, x: Tensor) -> Tensor:
         """The encoder's input to features (B, D)."""
@@ -49,8 +55,6 @@ def build_classifier(preset: str, classes: int, overrides: Mapping[str, Any] | N
     """The encoder of a preset with a head of ``classes`` outputs, freshly initialised."""
     overrides = dict(overrides or {})
     config = _without_head(preset, overrides)
-    if "video" not in modalities_of(preset, overrides):
-        raise ConfigError(f"preset {preset} does not read pictures; fine-tune a video encoder")
     if _has_head(config):
         return build(preset, **{**overrides, "classes": classes})
     return Classifier(build(preset, **overrides), classes)
@@ -92,8 +96,8 @@ def load_encoder(preset: str, overrides: Mapping[str, Any], weights: Mapping[str
 
 def encoder_file(preset: str, overrides: Mapping[str, Any]) -> str:
     """What the weights of a run's encoder are called: after its one modality, or ``encoder`` where it has several."""
-    several = len(modalities_of(preset, overrides)) > 1
-    return "encoder.safetensors" if several else "video.safetensors"
+    modalities = modalities_of(preset, overrides)
+    return f"{modalities[0] if len(modalities) == 1 else 'encoder'}.safetensors"
 
 
 def modalities_of(preset: str, overrides: Mapping[str, Any]) -> tuple[str, ...]:

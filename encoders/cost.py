@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from encoders.clips import VideoSpec
+from encoders.clips import AudioSpec, VideoSpec
 from encoders.readings import answered, is_joint, prepared
 
 __all__ = ["clip_macs", "how_much"]
@@ -14,10 +14,13 @@ UNITS = ("", "k", "M", "G", "T", "P", "E", "Z")
 BACKWARD = 3  # a training step costs about three forward passes
 
 
-def clip_macs(model: Any, spec: VideoSpec) -> int:
+def clip_macs(model: Any, spec: VideoSpec | AudioSpec) -> int:
     """Multiply-adds of one clip through a copy of a model on the meta device (matrix products and convolutions)."""
-    shape = (1, spec.frames, spec.size, spec.size, 3)
-    clip = torch.zeros(shape[: 4 if spec.pixel_format == "gray" else 5], dtype=torch.uint8, device="meta")
+    if isinstance(spec, AudioSpec):
+        clip = torch.zeros(1, *model.front.shape(model.clip_seconds), device="meta")
+    else:
+        shape = (1, spec.frames, spec.size, spec.size, 3)
+        clip = torch.zeros(shape[: 4 if spec.pixel_format == "gray" else 5], dtype=torch.uint8, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         seen = prepared(model, clip)
         if is_joint(model) and "audio" in model.modalities:

@@ -343,8 +343,9 @@ def _set_up(
 
 
 def _model(config: CotrainConfig, tasks: Sequence[_Task]) -> PolyViT:
+    losses: Any = {t.run.name: t.label.loss for t in tasks}  # which a head refuses where it has no such
     heads = tuple(
-        TaskHead(name=t.run.name, modality=t.run.modality, classes=len(t.label.classes), loss=t.label.loss,
+        TaskHead(name=t.run.name, modality=t.run.modality, classes=len(t.label.classes), loss=losses[t.run.name],
                  stochastic_depth=t.run.stochastic_depth)
         for t in tasks
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A running mean of a model's weights: what is evaluated and kept where a recipe asks for it."""
+"""Means of a model's weights: what is evaluated and kept where a recipe asks for it."""
 
 from copy import deepcopy
 
@@ -7,7 +7,7 @@ from torch import nn
 
 from encoders.errors import ConfigError
 
-__all__ = ["EMA"]
+__all__ = ["EMA", "EpochMean"]
 
 
 class EMA(nn.Module):
@@ -37,3 +37,23 @@ class EMA(nn.Module):
         for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             kept.copy_(buffer)
         self.steps += 1
+
+
+class EpochMean(nn.Module):
+    """The plain mean of the weights at the ends of some epochs (AST, section 2.2); buffers are the last ones."""
+
+    steps: torch.Tensor  # updates so far; before the first one there is no mean
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = deepcopy(model).requires_grad_(False).eval()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights at the end of an epoch."""
+        self.steps += 1
+        for mean, weight in zip(self.model.parameters(), model.parameters(), strict=True):
+            mean.lerp_(weight, 1 / int(self.steps))
+        for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            kept.copy_(buffer)

@@ -1,9 +1,9 @@
 """Fine-tuning a classifier of recordings: one loop, top to bottom, with the recipes of ViViT, MTV and their relatives.
 
 A run's folder holds ``config.json`` (resolved), ``log.jsonl``, the checkpoint, and at the end ``model.safetensors``
-(with the head), ``video.safetensors`` (the encoder, as bundles want it; ``encoder.safetensors`` where it also hears),
-``classes.json`` and ``metrics.json`` (the validation split). In the log ``unreadable`` counts the epoch's recordings
-that were replaced by another, and what had left the list before.
+(with the head), the encoder by itself, as bundles want it (``video.safetensors``, ``audio.safetensors``, or
+``encoder.safetensors`` where it takes both), ``classes.json`` and ``metrics.json`` (the validation split). In the log
+``unreadable`` counts the epoch's recordings that were replaced by another, and what had left the list before.
 
 Shapes: B batch, T frame, H W pixels, K class.
 """
@@ -12,25 +12,29 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from encoders.batches import Part, micro_batches
 from encoders.classifier import build_classifier, encoder_file, encoder_weights, start_from
 from encoders.cost import clip_macs, how_much
-from encoders.datasets.labelled import Instances, train_or_next
+from encoders.datasets.balance import balanced_weights
+from encoders.datasets.labelled import Instances
 from encoders.datasets.labelled_pairs import LabelledPairs, require_both
-from encoders.datasets.mixup import mixup
-from encoders.ema import EMA
+from encoders.datasets.labelled_sounds import LabelledSounds, require_sound
+from encoders.datasets.mixup import mixup, unmixed
+from encoders.ema import EMA, EpochMean
 from encoders.errors import ConfigError
 from encoders.labelled_data import open_splits
 from encoders.multi_view import test
 from encoders.objectives import StepTargets, check_run, losses_of
-from encoders.processes import quiet_worker, wait_for_all
-from encoders.readings import MODALITIES, Batch, as_tensors, is_joint, prepared, to_device
+from encoders.processes import wait_for_all
+from encoders.readings import MODALITIES, is_joint, prepared, to_device
 from encoders.recipes import STOCHASTIC_DEPTH, FinetuneConfig
 from encoders.settings import to_dict
 from encoders.sgd import SGD
@@ -45,10 +49,10 @@ from encoders.training import (
     check_finite,
     constant,
     cosine,
-    epoch_order,
     linear,
     load_checkpoint,
     mean_over_processes,
+    multistep,
     parameter_groups,
     restore,
     save_checkpoint,
@@ -76,54 +80,6 @@ LACKED = ("unreadable", "without_video", "without_audio")
 Progress = Callable[[int, int, int, float], None]  # (epoch, batches of it done, batches in it, loss)
 
 
-class Part(NamedTuple):
-    """A part of a process's share of a batch."""
-
-    ids: Tensor  # (B,) the samples that were read
-    clips: Batch
-    asked: Tensor  # (B,) the samples that should have been
-
-
-class _Readings(torch.utils.data.Dataset[tuple[int, Batch, int]]):
-    """(sample, epoch, reading of the epoch) to one reading; the same whoever reads it, and whenever."""
-
-    def __init__(self, instances: Instances, seed: int) -> None:
-        self.instances, self.seed = instances, seed
-
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[int, Batch, int]:
-        asked, epoch, place = key
-        random = np.random.default_rng([self.seed, epoch, place])
-        index, clip = train_or_next(self.instances, asked, random)
-        return index, as_tensors(clip), asked
-
-
-def micro_batches(
-    instances: Instances, *, seed: int, epoch: int, batch: int, accumulate: int, workers: int, skip: int = 0,
-    repeats: int = 1,
-) -> Iterator[Part]:  # fmt: skip
-    """This process's share of an epoch's batches, from batch ``skip`` on, each in ``accumulate`` parts.
-
-    Of each sample come ``repeats`` readings, one after the other. An incomplete last batch is left out.
-    """
-    rank, processes = world()
-    share = batch // processes // accumulate
-    order = epoch_order(seed, epoch, len(instances.samples))
-    keys = [
-        [(int(order[p]), epoch, p * repeats + r) for p in range(first, first + share) for r in range(repeats)]
-        for start in range(skip * batch, len(order) - batch + 1, batch)
-        for first in range(start + rank * share * accumulate, start + (rank + 1) * share * accumulate, share)
-    ]
-    loader = torch.utils.data.DataLoader(
-        _Readings(instances, seed),
-        batch_sampler=keys,
-        num_workers=workers,
-        worker_init_fn=quiet_worker,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or the loader would draw from the global one, and resuming would differ
-    )
-    yield from (Part(*part) for part in loader)
-
-
 @dataclass
 class _Run:
     """What a checkpoint holds, and where in the run it is."""
@@ -133,7 +89,8 @@ class _Run:
     task: LabelTask
     model: Any
     optimizer: torch.optim.Optimizer
-    ema: EMA | None
+    ema: EMA | EpochMean | None
+    weights: np.ndarray | None = None  # of the training samples, where some are read more often
     epoch: int = 0
     batches: int = 0  # of the epoch, done
     step: int = 0
@@ -148,7 +105,7 @@ class _Run:
     @property
     def best(self) -> Any:
         """The weights that are judged and kept."""
-        return self.model if self.ema is None else self.ema.model
+        return self.model if self.ema is None or not int(self.ema.steps) else self.ema.model
 
     def save(self) -> None:
         """Write the checkpoint; every process must call this, one writes."""
@@ -235,6 +192,8 @@ def finetune(
                     break
             if run.batches == steps:
                 run.epoch, run.batches, run.lacked = run.epoch + 1, 0, dict.fromkeys(LACKED, 0)
+                if isinstance(run.ema, EpochMean) and config.average[0] <= run.epoch <= config.average[1]:
+                    run.ema.update(run.model)
             if validation is not None and run.epoch % config.eval_every == 0 and run.step < total:
                 logs.write(run.step, epoch=run.epoch, **_judged(run, validation, "1x1", device))
             if run.epoch % config.save_every == 0 or run.step == total:
@@ -251,7 +210,8 @@ def finetune(
 def _epoch(run: _Run, instances: Instances) -> Iterator[Part]:
     config = run.config
     yield from micro_batches(instances, seed=config.seed, epoch=run.epoch, batch=config.batch, workers=config.workers,
-                             accumulate=config.accumulate, skip=run.batches, repeats=config.repeats)  # fmt: skip
+                             accumulate=config.accumulate, skip=run.batches, repeats=config.repeats,
+                             weights=run.weights)  # fmt: skip
 
 
 def _count(run: _Run, part: Part, instances: Instances, say: Say) -> None:
@@ -265,7 +225,7 @@ def _count(run: _Run, part: Part, instances: Instances, say: Say) -> None:
             "as unreadable"
         )
     run.lacked["unreadable"] += len(replaced)
-    if not isinstance(part.clips, Tensor):
+    if not isinstance(part.clips, Tensor) and "presence" in part.clips:
         for modality, there in zip(MODALITIES, part.clips["presence"].sum(0).tolist(), strict=True):
             run.lacked[f"without_{modality}"] += len(part.ids) - there
 
@@ -290,9 +250,9 @@ def train_step(
         # Chance is a function of the step, so that a resumed run draws what an uninterrupted one draws.
         random = np.random.default_rng([config.seed, run.step, world()[0], place])
         torch.manual_seed(int(random.integers(2**63)))
-        targets = run.task.targets([instances.samples[i] for i in ids.tolist()]).to(device)
+        clips, targets = unmixed(clips, lambda at: run.task.targets([instances.samples[i] for i in at]), ids)
         x = prepared(run.model, to_device(clips, device))
-        x, targets = mixup(x, targets, config.mixup, random)
+        x, targets = mixup(x, targets.to(device), config.mixup, random)
         step = StepTargets(task=run.task, targets=targets, smoothing=config.smoothing, repeats=config.repeats)
         losses = losses_of(run.model, x, step, bf16=config.precision == "bf16")
         loss = torch.stack(list(losses.values())).sum() / len(parts)
@@ -304,7 +264,7 @@ def train_step(
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.step()
-    if run.ema is not None:
+    if isinstance(run.ema, EMA):
         run.ema.update(run.model)
     means = mean_over_processes(torch.stack(list(total.values()))).tolist()
     return dict(zip(total, means, strict=True)), norm
@@ -364,12 +324,16 @@ def _set_up(
     instances = train.open_for(model)
     if isinstance(instances, LabelledPairs):
         require_both(instances)
+    elif isinstance(instances, LabelledSounds):
+        require_sound(instances)
     if instances.lost:
         say(f"{instances.lost} of {count} samples cannot be read and are left out; the log counts them as unreadable")
     validation = held_out.open_for(model) if held_out is not None else None
     check_batch(config.batch, config.accumulate, len(instances.samples))  # what cannot be decoded is gone
     model = model.to(device).train()
-    run = _Run(config, out, task, model, make_optimizer(config, model), EMA(model, config.ema) if config.ema else None)
+    ema = EMA(model, config.ema) if config.ema else EpochMean(model) if any(config.average) else None
+    weights = balanced_weights(task.targets(instances.samples).numpy()) if config.sampling == "balanced" else None
+    run = _Run(config, out, task, model, make_optimizer(config, model), ema, weights)
     if resume:
         run.load()
     return run, instances, validation
@@ -389,9 +353,11 @@ def check_batch(batch: int, accumulate: int, samples: int) -> None:
 
 def make_optimizer(config: FinetuneConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """As the config says, over all weights that learn."""
-    groups = parameter_groups([model], config.weight_decay, decay_vectors=config.optimizer == "sgd")
+    groups = parameter_groups([model], config.weight_decay, decay_vectors=config.optimizer != "adamw")
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=config.lr, betas=config.betas)
     dtype = torch.bfloat16 if config.momentum_precision == "bf16" else None
     return SGD(groups, lr=config.lr, momentum=config.momentum, momentum_dtype=dtype)
 
@@ -404,6 +370,10 @@ def make_schedule(config: FinetuneConfig, steps: int) -> Schedule:
         raise ConfigError(f"the warm-up of {warmup * total:g} steps takes all {total}; shorten it or train longer")
     if config.schedule == "constant":
         return constant()
+    if config.schedule == "step":
+        ends = range(config.decay_from, ceil(total / steps), config.decay_every)
+        rise = config.warmup_every / total if config.warmup_steps else 0.0
+        return multistep([epoch * steps / total for epoch in ends], config.decay, warmup, rise)
     return (cosine if config.schedule == "cosine" else linear)(warmup, config.floor)
 
 

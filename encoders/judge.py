@@ -129,19 +129,20 @@ def _both(
     learn = open_corpus(config.data, splits=train, skip_bad=config.skip_bad)
     task = task_of(learn, config.kind, config.loss)
     encoder = probe.encoder.to(device)
-    if "video" not in encoder.modalities:
-        raise ConfigError(f"preset {config.preset} does not read pictures; probe a video encoder")
+    heard = tuple(encoder.modalities) == ("audio",)
 
     def encode(clips: Batch) -> Tensor:
         if is_joint(encoder):  # of all that a clip has
             return features_seen(encoder, prepared(encoder, clips))
+        if heard:
+            return getattr(encoder, "features", encoder)(prepared(encoder, clips))
         return encoder.encode(clips, "video") if len(encoder.modalities) > 1 else encoder.encode(clips)
 
     found = []
     spec = getattr(encoder, "specs", {}).get("video", encoder.spec)
     for chosen in (tuple(train), tuple(splits)):
         split = _split(config, config.data, chosen, task)
-        instances = split.open_for(encoder) if is_joint(encoder) else split.open(spec)
+        instances = split.open_for(encoder) if is_joint(encoder) or heard else split.open(spec)
         found.append(features_of(encode, task, instances, views_of(views), device=device, progress=progress))
     return task, found[0], found[1]
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from encoders.audio.log_mel import zero_of
 from encoders.clips import VideoSpec
 from encoders.datasets.corpus import Corpus, open_corpus
 from encoders.datasets.labelled import LabelledClips, Look
 from encoders.datasets.labelled_pairs import Hearing, LabelledPairs, kept_flow
+from encoders.datasets.labelled_sounds import LabelledSounds
 from encoders.datasets.sample import Sample
 from encoders.datasets.views import ClipSampling
 from encoders.errors import ConfigError, OutputError
@@ -46,8 +48,23 @@ class Split:
             clips.keep(self.config.cache_gb, progress=progress)
         return clips
 
-    def open_for(self, model: Any, progress: Counting | None = None) -> LabelledClips | LabelledPairs:
-        """The samples as a model takes them: clips of pictures, or pictures and sound of one span.
+    def sounds(self, model: Any, progress: Counting | None = None) -> LabelledSounds:
+        """The samples as a model of sound hears them."""
+        config, front = self.config, model.front
+        if not config.sound.repeat and not getattr(front, "frames", 0):
+            raise ConfigError(
+                f"repeat {config.sound.repeat} needs a front that fills short sound up, which {config.preset} has not; "
+                "set model.front.frames, or leave it out"
+            )
+        sounds = LabelledSounds(
+            self.samples, model.clip_seconds, front.sample_rate, front, config.sound, zero_of(front)
+        )  # fmt: skip
+        if config.cache == "memory":
+            sounds.keep(config.cache_gb, progress=progress)
+        return sounds
+
+    def open_for(self, model: Any, progress: Counting | None = None) -> LabelledClips | LabelledPairs | LabelledSounds:
+        """The samples as a model takes them: clips of pictures or of sound, or pictures and sound of one span.
 
         Raises ConfigError where flow is to be kept for a model that sees none.
         """
@@ -55,6 +72,8 @@ class Split:
         flows = is_joint(model) and "flow" in model.sees
         if config.flow_cache and not flows:
             raise ConfigError(f"preset {config.preset} sees no flow; leave out flow_cache {config.flow_cache}")
+        if tuple(getattr(model, "modalities", ())) == ("audio",):
+            return self.sounds(model, progress)
         if not is_joint(model):
             return self.open(model.spec, progress)
         hearing = None

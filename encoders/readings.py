@@ -66,12 +66,15 @@ def to_device(batch: Batch, device: str) -> Batch:
 
 def prepared(model: Any, batch: Batch) -> Any:
     """Clips (B, T, H, W[, 3]) uint8 to the model's input: [-1, 1], channels first, where it does not say otherwise.
+    Spectrograms (B, T, F) are it already, where the model's ``heard`` does not lay them out anew.
 
     Of a joint model: what its views see, and ``presence`` (B, M).
     """
     if not isinstance(batch, Tensor):
         seen = model.prepare(batch["video"], "video", flow=batch.get("flow")) if "video" in model.modalities else {}
         return {**seen, **{name: batch[name] for name in ("audio", "presence") if name in batch}}
+    if batch.is_floating_point():  # spectrograms (B, T, F), made by the model's own front
+        return model.heard(batch) if hasattr(model, "heard") else batch
     if is_joint(model):
         return model.prepare(batch, "video")
     if hasattr(model, "prepare"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from encoders.datasets.augment import Augment
-from encoders.datasets.labelled_pairs import Spectrograms
+from encoders.datasets.spectrograms import Spectrograms
 from encoders.datasets.views import views_of
 from encoders.errors import ConfigError, DataError, LegatoError
 from encoders.recipe_tables import audio, audiovisual, video
@@ -41,7 +41,7 @@ class FinetuneConfig:
     validation_splits: tuple[str, ...] = ("val",)  # none: no validation
     skip_bad: bool = False  # leave samples out whose file or label is missing
     kind: str = ""  # single, multi, noun_verb; "": as the dataset's labels are
-    loss: str = ""  # softmax, sigmoid; "": softmax but for multi
+    loss: str = ""  # softmax, sigmoid, sigmoid_mean; "": softmax but for multi
     # what the network sees
     stride: int = 2  # frames at ``fps`` from one to the next; 0: spread over the whole sample (ours)
     fps: Fraction = Fraction(25)
@@ -49,7 +49,7 @@ class FinetuneConfig:
     box: tuple[float, float, float, float] | None = None  # left, top, width, height that is looked at; None: all
     face: str = ""  # weights of a face net, for encoders that look at the face
     augment: Augment = field(default_factory=Augment)
-    sound: Spectrograms = field(default_factory=Spectrograms)  # of models that also hear: what is done to it
+    sound: Spectrograms = field(default_factory=Spectrograms)  # of models that hear: what is done to it
     flow_cache: str = ""  # folder that keeps flow, for models with a view of it; empty: found anew each time
     cache: Literal["none", "memory"] = "none"  # memory: decode every sample once, for small data
     cache_gb: float = 4.0
@@ -59,15 +59,20 @@ class FinetuneConfig:
     batch: int = 64  # samples, over all processes
     repeats: int = 1  # readings of each sample of a batch, each changed differently
     accumulate: int = 1  # parts of a process's share that go through the network one after another
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    sampling: Literal["uniform", "balanced"] = "uniform"  # balanced: with replacement, rare classes as often
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"  # adam: weight decay is part of the gradient
     lr: float = 0.1
     momentum: float = 0.9
     momentum_precision: Literal["fp32", "bf16"] = "fp32"
-    betas: tuple[float, float] = (0.9, 0.999)  # adamw
+    betas: tuple[float, float] = (0.9, 0.999)  # adam, adamw
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    schedule: Literal["constant", "cosine", "linear", "step"] = "cosine"
     warmup: float = 2.5  # epochs
     warmup_steps: int = 0  # instead of epochs
+    warmup_every: int = 1  # steps of a stair of the rise, of schedule step
+    decay: float = 0.5  # schedule step: times this after ``decay_from`` epochs and every ``decay_every`` from there
+    decay_from: int = 1
+    decay_every: int = 1
     floor: float = 0.0  # share of lr that the schedule ends at
     clip: float = 1.0  # global norm of the gradient; 0: none
     clip_where: Literal["process", "mean"] = "process"  # before or after the mean over processes
@@ -75,6 +80,7 @@ class FinetuneConfig:
     mixup: float = 0.0  # alpha
     stochastic_depth: float | None = None  # of the encoder; None: as its preset says
     ema: float = 0.0  # decay of the running mean of the weights; 0: none
+    average: tuple[int, int] = (0, 0)  # instead: the mean of the weights after these epochs, first and last; 0,0: none
     precision: Literal["fp32", "bf16"] = "fp32"  # of activations
     seed: int = 0
     # how it runs
@@ -86,7 +92,8 @@ class FinetuneConfig:
     save_every: int = 1  # epochs
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "repeats", "accumulate", "eval_batch", "log_every", "eval_every", "save_every"):
+        for name in ("epochs", "batch", "repeats", "accumulate", "eval_batch", "log_every", "eval_every", "save_every",
+                     "warmup_every", "decay_from", "decay_every"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
         for name in ("steps", "warmup", "warmup_steps", "weight_decay", "clip", "mixup", "short_side", "workers"):
@@ -97,12 +104,25 @@ class FinetuneConfig:
         for name in ("smoothing", "ema", "floor", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must lie in [0, 1); use 0 for none")
+        self._check_mean()
         views_of(self.views)
         if not self.train_splits:
             raise ConfigError("train_splits is empty; name the splits to learn from, such as train")
         both = set(self.train_splits) & set(self.validation_splits)
         if both:
             raise ConfigError(f"split {sorted(both)[0]} both trains and validates; take it out of one of them")
+
+    def _check_mean(self) -> None:
+        """Of the weights: its epochs must come, and it must be one mean."""
+        if not 0 < self.decay <= 1:
+            raise ConfigError(f"decay {self.decay} of the learning rate must lie in (0, 1]")
+        first, last = self.average
+        if (first, last) == (0, 0):
+            return
+        if self.ema:
+            raise ConfigError(f"ema {self.ema} and average {first},{last} are two means of the weights; use one")
+        if not 1 <= first <= last or (last > self.epochs and not self.steps):
+            raise ConfigError(f"average {first},{last} must be epochs from 1 to {self.epochs}, or 0,0 for none")
 
     @property
     def encoder(self) -> dict[str, Any]:
@@ -145,7 +165,7 @@ def recipe(preset: str, data: str, *, name: str = "", **changes: Any) -> Finetun
     start = FinetuneConfig(preset=preset, data=data, recipe=name)
     # What a recipe says of the encoder goes only to encoders that have it (head_bias, crop_share).
     known = {f.name for f in dataclasses.fields(config_of(preset))}
-    own = {k: v for k, v in dict(values.get("overrides", {})).items() if k in known}
+    own = {k: v for k, v in dict(values.get("overrides", {})).items() if k.partition(".")[0] in known}
     inner, outer = split_changes(changes)
     if values.get("stochastic_depth") and not known & set(STOCHASTIC_DEPTH):
         values = {k: v for k, v in values.items() if k != "stochastic_depth"}

@@ -5,7 +5,8 @@
 - *noun_verb*: Epic-Kitchens' one linear layer of 300 nouns then 97 verbs; the mean of two cross-entropies; an action is
   right when the most likely (noun, verb) pair is.
 
-PolyViT's image tasks have one class per sample and still train with sigmoids (``loss="sigmoid"``).
+PolyViT's image tasks have one class per sample and still train with sigmoids (``loss="sigmoid"``). AST takes the mean
+over classes instead of their sum (``sigmoid_mean``), which Adam hardly notices but its weight decay does.
 
 Shapes: B batch, K class, N sample.
 """
@@ -13,7 +14,7 @@ Shapes: B batch, K class, N sample.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from encoders.errors import ConfigError, DataError
 __all__ = ["LabelTask", "mean_average_precision", "task_of", "top_share"]
 
 Kind = Literal["single", "multi", "noun_verb"]
-Loss = Literal["softmax", "sigmoid"]
+Loss = Literal["softmax", "sigmoid", "sigmoid_mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +45,14 @@ class LabelTask:
             raise ConfigError(f"a task with the classes {list(self.classes)} decides nothing; give two or more")
         if len(set(self.classes)) < len(self.classes):
             raise ConfigError("a class of the task is listed twice; list each once")
-        if self.kind not in ("single", "multi", "noun_verb") or self.loss not in ("softmax", "sigmoid"):
+        if self.kind not in ("single", "multi", "noun_verb") or self.loss not in get_args(Loss):
             raise ConfigError(
-                f"kind {self.kind!r} must be single, multi or noun_verb, and loss {self.loss!r} softmax or sigmoid"
+                f"kind {self.kind!r} must be single, multi or noun_verb, and loss {self.loss!r} softmax, sigmoid or "
+                "sigmoid_mean"
             )
         if self.kind == "noun_verb" and (0 in self.parts or sum(self.parts) != len(self.classes)):
             raise ConfigError(f"of {len(self.classes)} classes {self.parts} are nouns and verbs; give both")
-        if self.kind == "multi" and self.loss != "sigmoid":
+        if self.kind == "multi" and self.loss == "softmax":
             raise ConfigError("several classes per sample need loss sigmoid; softmax allows one")
 
     @property
@@ -89,9 +91,9 @@ class LabelTask:
     def compute_loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """The mean over the batch; logits and targets (B, K)."""
         logits = logits.float()
-        if self.loss == "sigmoid":
+        if self.loss != "softmax":
             each = F.binary_cross_entropy_with_logits(logits, smooth(targets, smoothing), reduction="none")  # (B, K)
-            return each.sum(1).mean()
+            return each.sum(1).mean() if self.loss == "sigmoid" else each.mean()
         parts = [_cross_entropy(logits[:, s], smooth(targets[:, s], smoothing)) for s in self.segments]
         return torch.stack(parts).mean()
 

@@ -142,10 +142,17 @@ def constant() -> Schedule:
     return lambda done: 1.0
 
 
-def multistep(milestones: Iterable[float], gamma: float) -> Schedule:
-    """Times ``gamma`` at each milestone (a share of training)."""
+def multistep(milestones: Iterable[float], gamma: float, warmup: float = 0.0, every: float = 0.0) -> Schedule:
+    """Times ``gamma`` at each milestone (a share of training), after a linear rise over the share ``warmup``, which
+    with ``every`` goes up in stairs as wide as that (AST: every 50 steps)."""
     at = sorted(milestones)
-    return lambda done: gamma ** sum(done >= m for m in at)
+
+    def factor(done: float) -> float:
+        if done < warmup:
+            return (math.floor(done / every + 1e-6) * every if every else done) / warmup
+        return float(gamma ** sum(done >= m for m in at))
+
+    return factor
 
 
 def cosine(warmup: float = 0.0, floor: float = 0.0) -> Schedule:

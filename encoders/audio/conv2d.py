@@ -101,7 +101,11 @@ class Conv2D(nn.Module):
 
     def prepare(self, clips: Float[Tensor, "b s"]) -> Float[Tensor, "b 1 t f"]:
         """Samples to the network's input; nothing outside the clip is looked at."""
-        return self.front(clips).unsqueeze(1)
+        return self.heard(self.front(clips))
+
+    def heard(self, spectrograms: Float[Tensor, "b t f"]) -> Float[Tensor, "b 1 t f"]:
+        """What the front makes, as the network takes it."""
+        return spectrograms.unsqueeze(1)
 
     def stages(self, x: Float[Tensor, "b 1 t f"]) -> dict[str, Tensor]:
         """Every stage's output, by its name in the published code (conv2x is block1, ...)."""

@@ -32,6 +32,11 @@ class Front(Protocol):
     def __call__(self, clips: Float[Tensor, "b s"]) -> Float[Tensor, "b t f"]: ...
 
 
+def zero_of(front: Front) -> float:
+    """What a log energy of zero looks like after the front has standardised it."""
+    return float(front.normalise(torch.zeros(1, 1, 1))) if isinstance(front, Filterbank) else 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class LogMel:
     """Log-mel energies, the clip's own mean removed; (B, S) -> (B, T, F) with T = S // hop."""

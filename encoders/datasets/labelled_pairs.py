@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from encoders.audio.log_mel import Front
+from encoders.audio.log_mel import Front, zero_of
 from encoders.clips import AudioSpec, ClipSpec
 from encoders.datasets.augment import Augment, crop_at, to_short_side
 from encoders.datasets.labelled import Look, kept_samples
 from encoders.datasets.reader import is_still, read_sample, seconds_of
 from encoders.datasets.sample import Sample
-from encoders.datasets.spec_augment import SpecAugment
+from encoders.datasets.spectrograms import Spectrograms
 from encoders.datasets.views import ClipSampling, Views, starts_of
 from encoders.errors import ConfigError, DataError, LegatoError
 from encoders.video.flow import FlowCache, FlowConfig, optical_flow
@@ -40,41 +40,21 @@ SHORTEST = 2048  # samples; a shorter sound is repeated, or the fronts' windows 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spectrograms:
-    """What is done to training sound. Widths are shares of a spectrogram; the defaults are PolyViT's 48 of 128 mel bins
-    and 48 of 800 mel frames, for models whose clips are shorter."""
-
-    gain: float = 0.0  # louder or softer by up to this share (ours); fronts that remove loudness hardly notice
-    frequency_masks: int = 1
-    frequency_share: float = 48 / 128
-    time_masks: int = 4
-    time_share: float = 48 / 800
-    warp: int = 1  # mel frames that a point inside may move
-
-    def __post_init__(self) -> None:
-        for name in ("gain", "frequency_share", "time_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} {getattr(self, name)} of sound is no share; use 0 to 1")
-        self.masks(1, 1)
-
-    def masks(self, frames: int, bins: int) -> SpecAugment:
-        """What is hidden of a spectrogram of that many mel frames and bins."""
-        return SpecAugment(
-            frequency_masks=self.frequency_masks, frequency_width=round(self.frequency_share * bins),
-            time_masks=self.time_masks, time_width=round(self.time_share * frames), warp=self.warp,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
 class Hearing:
     """What the network hears of a recording."""
 
     front: Front
     seconds: Fraction  # of the model's clip, which say how many mel frames it takes
     augment: Spectrograms = field(default_factory=Spectrograms)
+    apart: bool = False  # the sound lasts ``seconds``, however long its pictures (MBT: 8 s around 2.56 s)
 
     def __post_init__(self) -> None:
         _ = ClipSpec(seconds=self.seconds, audio=AudioSpec(sample_rate=self.rate)).samples  # a whole number
+        if self.augment.mixup or not self.augment.repeat:
+            raise ConfigError(
+                f"mixup {self.augment.mixup} and repeat {self.augment.repeat} of sound are for models of sound alone; "
+                "use the run's own mixup, or an audio encoder"
+            )
 
     @property
     def rate(self) -> int:
@@ -86,14 +66,20 @@ class Hearing:
         """(U, F)."""
         return self.front.shape(self.seconds)
 
+    def start(self, start: float, shown: float, whole: float) -> float:
+        """Where sound apart from its pictures begins, which show ``shown`` of ``whole`` seconds from ``start`` on: as
+        far along what there is of it."""
+        along = start / (whole - shown) if whole > shown else 0.0
+        return along * max(0.0, whole - float(self.seconds))
+
     def hear(self, sound: Sound, random: np.random.Generator | None = None) -> Sound:
         """Samples of a span, however long, to the model's spectrogram (U, F); changed where there is chance."""
         sound = np.resize(sound, max(len(sound), SHORTEST))
-        if random is not None and self.augment.gain:
-            sound = sound * np.float32(random.uniform(1 - self.augment.gain, 1 + self.augment.gain))
+        if random is not None:
+            sound = self.augment.louder(sound, random)
         samples = torch.from_numpy(np.ascontiguousarray(sound))[None]
         heard = _stretched(self.front(samples)[0].float().numpy(), self.shape)
-        return heard if random is None else self.augment.masks(*self.shape)(heard, random)
+        return heard if random is None else self.augment.changed(heard, random, zero_of(self.front))
 
 
 def _stretched(heard: Sound, shape: tuple[int, int]) -> Sound:
@@ -189,7 +175,12 @@ class LabelledPairs:
             return self._within(self.kept[index], start, whole)
         if sampling.stride and sampling.seconds > whole:
             return self._within(self._whole(index), start, whole)
-        return self._read(index, float(start), sampling.seconds if sampling.stride else whole, sampling.frames)
+        seconds = sampling.seconds if sampling.stride else whole
+        if self.hearing is None or not self.hearing.apart:
+            return self._read(index, float(start), seconds, sampling.frames)
+        begin = self.hearing.start(float(start), float(seconds), float(whole))
+        sound = self._sound(index, begin, min(self.hearing.seconds, whole))
+        return Span(self._read(index, float(start), seconds, sampling.frames).frames, sound)
 
     def length(self, index: int) -> Fraction:
         """Seconds of a sample, a whole number of places of the fps grid."""
@@ -216,10 +207,24 @@ class LabelledPairs:
         frames, sound = whole.frames, whole.sound
         if frames is not None:
             frames = frames[self.sampling.indices(float(start), float(length))]
-        if sound is not None and self.sampling.stride and self.hearing is not None:
-            first, count = round(start * self.hearing.rate), round(self.sampling.seconds * self.hearing.rate)
+        if sound is not None and self.hearing is not None and (self.sampling.stride or self.hearing.apart):
+            begin, seconds = float(start), self.sampling.seconds
+            if self.hearing.apart:
+                begin = self.hearing.start(begin, float(seconds or length), float(length))
+                seconds = self.hearing.seconds
+            first, count = round(begin * self.hearing.rate), round(seconds * self.hearing.rate)
             sound = sound[np.arange(first, first + count) % len(sound)]
         return Span(frames, sound)
+
+    def _sound(self, index: int, start: float, seconds: Fraction) -> Sound | None:
+        """Sound apart from its pictures, from its beginning again where there is less of it."""
+        assert self.hearing is not None
+        if self.read_span is not None:
+            sound = self.read_span(self.samples[index], start, seconds, 1).sound
+        else:
+            spec = ClipSpec(seconds=seconds, audio=AudioSpec(sample_rate=self.hearing.rate))
+            sound = read_sample(self.samples[index], spec, start=start)[1]
+        return None if sound is None else np.resize(sound, round(self.hearing.seconds * self.hearing.rate))
 
     def _whole(self, index: int) -> Span:
         length = self.length(index)

@@ -1,7 +1,10 @@
 """Labelled recordings as spectrograms: one changed clip for training, several in time for a test.
 
-A recording shorter than the clip is repeated. The front end is the encoder's own, so that training hears what serving
-hears.
+A recording shorter than the clip is repeated, or left as short as it is. The front end is the encoder's own, so that
+training hears what serving hears.
+
+With ``mix`` a reading is a dict: ``audio`` (T, F), ``partner`` int64 (1,), the sample that was mixed in, and ``share``
+float32 (1,), what is left of the sample itself (`encoders.datasets.mixup.unmixed`).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,30 +17,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from encoders.clips import AudioSpec, ClipSpec
-from encoders.datasets.labelled import kept_samples
+from encoders.datasets.labelled import Reading, kept_samples
 from encoders.datasets.reader import read_sample, seconds_of
 from encoders.datasets.sample import Sample
 from encoders.datasets.spec_augment import SpecAugment
+from encoders.datasets.spectrograms import Spectrograms
 from encoders.datasets.views import Views
-from encoders.errors import DataError
+from encoders.errors import DataError, LegatoError
 
-__all__ = ["LabelledSounds"]
+__all__ = ["LabelledSounds", "require_sound"]
 
 Sound = NDArray[np.float32]
+LOOKED_AT = 256  # recordings, before it is said that none of them has sound
 
 
 @dataclass
 class LabelledSounds:
-    """Recordings with sound; ``train`` gives a spectrogram ``(T, F)``, ``views`` ``(V, T, F)``, float32."""
+    """Recordings with sound; ``train`` gives a spectrogram ``(T, F)``, or a dict as above, ``views`` ``(V, T, F)``."""
 
     samples: Sequence[Sample]
     seconds: Fraction  # of a clip
     sample_rate: int  # Hz
     front: Callable[[Tensor], Tensor]  # (1, S) -> (1, T, F)
-    augment: SpecAugment = field(default_factory=SpecAugment)
-    gain: float = 0.0  # louder or softer by up to this share (ours)
+    augment: SpecAugment | Spectrograms = field(default_factory=SpecAugment)
+    gain: float = 0.0  # with SpecAugment: louder or softer by up to this share (ours)
+    zero: float = 0.0  # what no energy looks like behind the front
     read_sound: Callable[[Sample, ClipSpec], Sound] | None = None  # None: encoders.media
     kept: list[Sound] | None = None  # decoded samples, by index
+    lost: int = 0  # samples that left the list
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -47,14 +54,34 @@ class LabelledSounds:
         """Samples of sound in a clip."""
         return ClipSpec(seconds=self.seconds, audio=AudioSpec(sample_rate=self.sample_rate)).samples
 
-    def train(self, index: int, random: np.random.Generator) -> Sound:
-        """A clip from anywhere in the recording, parts of its spectrogram hidden."""
+    def train(self, index: int, random: np.random.Generator) -> Reading:
+        """A clip from anywhere in the recording, its spectrogram changed at random."""
+        clip = self._drawn(index, random)
+        if isinstance(self.augment, SpecAugment):
+            if self.gain:
+                clip = clip * np.float32(random.uniform(1 - self.gain, 1 + self.gain))
+            return self.augment(self._spectrogram(clip), random)
+        clip, partner, share = self._mixed(clip, index, self.augment, random)
+        heard = self.augment.changed(self._spectrogram(self.augment.louder(clip, random)), random, self.zero)
+        if not self.augment.mixup:
+            return heard
+        return {"audio": heard, "partner": np.array([partner]), "share": np.array([share], np.float32)}
+
+    def _drawn(self, index: int, random: np.random.Generator) -> Sound:
         sound = self.whole(index)
-        spare = max(0, len(sound) - self.count)
-        clip = self._clip(sound, int(random.integers(spare + 1)))
-        if self.gain:
-            clip = clip * np.float32(random.uniform(1 - self.gain, 1 + self.gain))
-        return self.augment(self._spectrogram(clip), random)
+        return self._clip(sound, int(random.integers(max(0, len(sound) - self.count) + 1)))
+
+    def _mixed(
+        self, clip: Sound, index: int, augment: Spectrograms, random: np.random.Generator
+    ) -> tuple[Sound, int, float]:
+        """With the chance that ``augment`` gives, a share of the clip and the rest of one of any recording."""
+        if not augment.mixup or random.random() >= augment.mixup:
+            return clip, index, 1.0
+        partner, share = int(random.integers(len(self.samples))), random.beta(augment.mixup_alpha, augment.mixup_alpha)
+        other = self._drawn(partner, random)
+        other = np.pad(other, (0, max(0, len(clip) - len(other))))[: len(clip)]
+        mixed = share * (clip - clip.mean()) + (1 - share) * (other - other.mean())
+        return (mixed - mixed.mean()).astype(np.float32), partner, share
 
     def views(self, index: int, views: Views) -> Sound:
         """Clips with linearly spaced starts, a single one from the middle; sound has no squares to cut."""
@@ -76,10 +103,12 @@ class LabelledSounds:
 
     def keep(self, limit_gb: float, progress: Callable[[int, int], None] | None = None) -> int:
         """Decode every sample once; as `LabelledClips.keep`."""
-        self.samples, self.kept, lost = kept_samples(self.samples, self.whole, limit_gb, progress=progress)
-        return lost
+        self.samples, self.kept, self.lost = kept_samples(self.samples, self.whole, limit_gb, progress=progress)
+        return self.lost
 
     def _clip(self, sound: Sound, start: int) -> Sound:
+        if isinstance(self.augment, Spectrograms) and not self.augment.repeat:
+            return sound[start : start + self.count]
         at = np.arange(start, start + self.count)
         return sound[at % len(sound)]
 
@@ -92,3 +121,22 @@ def _read_sound(sample: Sample, spec: ClipSpec) -> Sound:
     if sound is None:
         raise DataError(f"{sample.path} has no sound; train on recordings that have one")
     return sound
+
+
+def require_sound(sounds: LabelledSounds) -> None:
+    """Raises DataError where every recording is silent: there is nothing to learn from.
+
+    Of a large set that is not kept in memory, some recordings are looked at, evenly spread.
+    """
+    places = np.linspace(0, len(sounds.samples) - 1, min(LOOKED_AT, len(sounds.samples))).astype(int)
+    seen, why = 0, ""
+    for index in places.tolist():
+        try:
+            if sounds.whole(index).any():
+                return
+            seen += 1
+        except LegatoError as error:
+            why = why or str(error)
+    if not seen:
+        raise DataError(f"none of {len(places)} recordings looked at can be heard, the first because {why}")
+    raise DataError(f"all of {seen} recordings looked at are silent; give recordings with sound")

@@ -6,7 +6,7 @@ whole device batch, and the partner of a sample is the one at the mirrored place
 Shapes: B batch, K class.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, cast
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from encoders.errors import ConfigError
 
-__all__ = ["mix", "mix_named", "mixup", "smooth"]
+__all__ = ["mix", "mix_named", "mixup", "smooth", "unmixed"]
 
 X = TypeVar("X", Tensor, "Mapping[str, Tensor]")
 
@@ -51,6 +51,19 @@ def mix_named(x: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
 def mix(x: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """``share`` of each row, the rest of the row at the mirrored place."""
     return torch.lerp(x.flip(0), x, share), torch.lerp(targets.flip(0), targets, share)
+
+
+def unmixed(
+    x: "Tensor | Mapping[str, Tensor]", targets_of: Callable[[Sequence[int]], Tensor], ids: Tensor
+) -> tuple["Tensor | Mapping[str, Tensor]", Tensor]:
+    """A batch as a model takes it, and its targets (B, K), of which ``targets_of`` gives those of samples by number.
+
+    Where clips were mixed as they were read (`encoders.datasets.labelled_sounds`), their targets are so here.
+    """
+    targets = targets_of(ids.tolist())
+    if isinstance(x, Tensor) or "partner" not in x:
+        return x, targets
+    return x["audio"], torch.lerp(targets_of(x["partner"][:, 0].tolist()), targets, x["share"].to(targets))
 
 
 def smooth(targets: Tensor, amount: float) -> Tensor:

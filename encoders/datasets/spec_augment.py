@@ -27,6 +27,7 @@ class SpecAugment:
     time_masks: int = 4
     time_width: int = 48  # mel frames, at most
     warp: int = 1  # mel frames that a point inside may move
+    fill: float | None = None  # what is hidden becomes this; None: the spectrogram's mean
 
     def __post_init__(self) -> None:
         for name in ("frequency_masks", "frequency_width", "time_masks", "time_width", "warp"):
@@ -34,9 +35,9 @@ class SpecAugment:
                 raise ConfigError(f"{name} {getattr(self, name)} must be >= 0; use 0 for none")
 
     def __call__(self, spectrogram: Spectrogram, random: np.random.Generator) -> Spectrogram:
-        """A changed copy; what is hidden becomes the spectrogram's mean."""
+        """A changed copy."""
         out = _warped(spectrogram, self.warp, random)
-        hidden = out.mean(dtype=np.float64)
+        hidden = out.mean(dtype=np.float64) if self.fill is None else self.fill
         for _ in range(self.frequency_masks):
             first, last = _band(out.shape[1], self.frequency_width, random)
             out[:, first:last] = hidden
