@@ -13,6 +13,7 @@ from encoders.clips import AudioSpec
 from encoders.datasets.mixup import mix
 from encoders.errors import ConfigError, DataError, UsageError
 from encoders.objectives import StepTargets, losses_of
+from encoders.recipes import recipe
 from encoders.registry import ENCODERS, build, config_of
 from encoders.settings import from_dict, to_dict
 from encoders.tasks import LabelTask
@@ -532,3 +533,24 @@ def test_silence_and_a_black_clip_give_finite_features():
     model = awake(TINY)
     assert model.encode(torch.zeros(1, 6400), "audio").isfinite().all()
     assert model.encode(torch.zeros(1, 10, 64, 64, dtype=torch.uint8), "video").isfinite().all()
+
+
+# --- recipes ---
+
+
+@pytest.mark.parametrize(
+    ("preset", "data", "name", "values"),
+    [
+        ("mbt_base", "audioset_balanced", "mbt_audioset", (50, 64, 0.5, 0.5, 0.3, 2)),
+        ("mbt_base", "audioset_500k", "mbt_audioset_500k", (30, 64, 0.5, 0.3, 0.0, 2)),
+        ("mbt_base", "vggsound", "mbt_vggsound", (50, 64, 0.5, 0.3, 0.0, 2)),
+        ("mbt_base", "kinetics_sounds", "mbt_vggsound", (50, 64, 0.5, 0.3, 0.0, 2)),
+        ("mbt_base_8", "vggsound", "mbt_8_vggsound", (50, 64, 0.5, 0.3, 0.0, 25)),
+        ("mbt_base_8", "epic_kitchens", "mbt_8_epic_kitchens", (50, 64, 0.5, 0.3, 0.3, 25)),
+        ("mbt_tiny", "grid_lips", "mbt_words", (24, 32, 1e-3, 0.0, 0.0, 0)),
+    ],
+)
+def test_the_paper_s_columns_are_chosen_by_dataset(preset, data, name, values):
+    run = recipe(preset, f"{data}:nowhere")
+    assert (run.recipe, run.epochs, run.batch, run.lr, run.mixup, run.smoothing, run.stride) == (name, *values)
+    assert run.encoder.get("stochastic_depth", 0.0) == (0.3 if preset != "mbt_tiny" else 0.0)
