@@ -13,12 +13,14 @@ from encoders.registry import ENCODERS
 from encoders.settings import pick
 from encoders.weights.rules import Rule
 
-__all__ = ["LAYOUTS", "STARTS", "TABLES", "start_of", "table_of"]
+__all__ = ["LAYOUTS", "STARTS", "TABLES", "layout_of", "reader_of", "start_of", "table_of"]
 
 LAYOUTS = {
     "scenic": "a model trained with the public JAX code (Flax msgpack, flat npz)",
     "huggingface": "a model of transformers (safetensors)",
-    "image_vit": "image ViTs to start from, one, or one per view, coarsest first (Flax msgpack, flat npz)",
+    "slowfast": "a model trained with the public code of MViTv2, its model_state as safetensors",
+    "image_vit": "image ViTs to start from, one, or one per view, coarsest first (Flax msgpack, flat npz); MViTv2 and "
+    "MAT start from a MViTv2 of pictures (slowfast)",
 }
 
 TABLES: dict[str, dict[str, str]] = {
@@ -26,6 +28,7 @@ TABLES: dict[str, dict[str, str]] = {
     "MTV": {"scenic": "encoders.weights.mtv"},
     "TokenLearner": {"scenic": "encoders.weights.token_learner"},
     "PolyViT": {"scenic": "encoders.weights.polyvit"},
+    "MViTv2": {"slowfast": "encoders.weights.mvitv2"},
     "AVMAE": {"scenic": "encoders.weights.av_mae"},
     "MBT": {"scenic": "encoders.weights.mbt"},
 }
@@ -35,9 +38,19 @@ STARTS = {
     "MTV": "encoders.weights.mtv",
     "MMMix": "encoders.weights.mtv",
     "PolyViT": "encoders.weights.polyvit",
+    "MViTv2": "encoders.weights.mvitv2",
+    "MAT": "encoders.weights.mvitv2",
     "MBT": "encoders.weights.mbt",
 }
 PER_VIEW = ("MTV", "MMMix")  # these start from an image ViT for each view
+
+
+def layout_of(preset: str, found: str) -> str:
+    """The layout of a file found to be "scenic" or "huggingface": that of the class where it has but one other, since
+    a safetensors file does not say by whose names it goes."""
+    tables = TABLES.get(pick(ENCODERS, preset, "encoder").partition(":")[2], {})
+    others = [layout for layout in tables if layout != "scenic"]
+    return others[0] if found == "huggingface" and len(others) == 1 else found
 
 
 def table_of(preset: str, layout: str) -> Callable[[Any], list[Rule]]:
@@ -63,3 +76,11 @@ def start_of(preset: str, images: int) -> Callable[..., None]:
     if images > 1:
         raise UsageError(f"preset {preset} starts from one image ViT and {images} are given; give one")
     return lambda model, images, **options: start(model, images[0], **options)
+
+
+def reader_of(preset: str) -> Callable[..., Any]:
+    """What reads the image model that a preset starts from, of its arrays: an image ViT but where its module says."""
+    name = pick(ENCODERS, preset, "encoder").partition(":")[2]
+    own = getattr(import_module(STARTS[name]), "read_start", None)
+    reader: Callable[..., Any] = own or import_module("encoders.weights.image_vit").read_image_vit
+    return reader

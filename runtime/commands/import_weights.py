@@ -30,7 +30,7 @@ def import_weights(
     ],
     out: Annotated[Path, typer.Option(help="The weights to write (*.safetensors).")],
     layout: Annotated[
-        str, typer.Option(help="auto, scenic, huggingface: how the file names parameters; image_vit: a start from one.")
+        str, typer.Option(help="auto, scenic, huggingface, slowfast: whose names the file has; image_vit: a start.")
     ] = "auto",
     inflation: Annotated[
         str, typer.Option(help="image_vit: central or average, how a patch kernel becomes a tubelet's.")
@@ -55,7 +55,7 @@ def import_weights(
     from encoders.registry import config_of
     from encoders.settings import assignments, pick, to_dict
     from encoders.weights.files import read
-    from encoders.weights.tables import LAYOUTS
+    from encoders.weights.tables import LAYOUTS, layout_of
 
     check_place(out)
     changes = assignments(settings or ())
@@ -69,7 +69,7 @@ def import_weights(
         options = {"inflation": inflation} | ({"time": time} if time != "copy" else {})
         weights = _started(preset, changes, found, files, options, seed)
     else:
-        layout = found[0].layout if layout == "auto" else layout
+        layout = layout_of(preset, found[0].layout) if layout == "auto" else layout
         weights, left_out = _converted(preset, layout, config, changes, found[0], str(files[0]))
     names = ", ".join(file.name for file in files)
     about = {"preset": preset, "config": as_line(to_dict(config)), "layout": layout, "source": names}
@@ -110,11 +110,11 @@ def _started(
     import torch
 
     from encoders.registry import build
-    from encoders.weights.image_vit import read_image_vit
-    from encoders.weights.tables import start_of
+    from encoders.weights.tables import reader_of, start_of
 
     start = start_of(preset, len(files))
-    images = [read_image_vit(one.arrays, what=str(file)) for one, file in zip(found, files, strict=True)]
+    read_start = reader_of(preset)
+    images = [read_start(one.arrays, what=str(file)) for one, file in zip(found, files, strict=True)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = build(preset, **changes)
