@@ -78,7 +78,8 @@ class Split:
             return self.open(model.spec, progress)
         hearing = None
         if "audio" in model.modalities:
-            hearing = Hearing(front=model.front, seconds=model.clip_seconds, augment=config.sound)
+            apart = getattr(model, "sound_apart", False)
+            hearing = Hearing(front=model.front, seconds=model.clip_seconds, augment=config.sound, apart=apart)
         sampling, look = self._seen(model.specs["video"])
         flow = model.config.flow if flows else None
         pairs = LabelledPairs(self.samples, sampling, look, hearing, config.augment, flow, self._flow_cache(look, flow))

@@ -10,8 +10,12 @@ from torch import nn
 from encoders.audiovisual.inputs import AudioInput, VideoInput
 from encoders.audiovisual.mbt import MBT, PRESETS, MBTConfig
 from encoders.clips import AudioSpec
+from encoders.datasets.corpus import Corpus
+from encoders.datasets.labelled_pairs import Span
 from encoders.datasets.mixup import mix
+from encoders.datasets.sample import Sample
 from encoders.errors import ConfigError, DataError, UsageError
+from encoders.labelled_data import Split
 from encoders.objectives import StepTargets, losses_of
 from encoders.recipes import recipe
 from encoders.registry import ENCODERS, build, config_of
@@ -554,3 +558,22 @@ def test_the_paper_s_columns_are_chosen_by_dataset(preset, data, name, values):
     run = recipe(preset, f"{data}:nowhere")
     assert (run.recipe, run.epochs, run.batch, run.lr, run.mixup, run.smoothing, run.stride) == (name, *values)
     assert run.encoder.get("stochastic_depth", 0.0) == (0.3 if preset != "mbt_tiny" else 0.0)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_sound_may_last_longer_than_the_pictures_that_are_looked_at(apart, tmp_path):
+    """The public configuration looks at 2.56 s and hears the 8 s around them."""
+    config = recipe("mbt_base", "vggsound:nowhere")
+    corpus = Corpus("vggsound", tmp_path, [Sample(path=tmp_path / "a.mp4", seconds=10.0)], (), None, [])
+    with torch.device("meta"):
+        model = build("mbt_base", sound_apart=apart)
+    pairs = Split(config, corpus).open_for(model)
+    asked = []
+
+    def read(sample, start, seconds, frames):
+        asked.append((round(start, 6), float(seconds)))
+        return Span(None, torch.zeros(int(seconds * 16_000)).numpy())
+
+    pairs.read_span = read
+    pairs.span(0, Fraction(372, 100))
+    assert asked == ([(1.0, 8.0), (3.72, 2.56)] if apart else [(3.72, 2.56)])

@@ -56,6 +56,7 @@ class MBTConfig(FusionConfig):
     audio: AudioInput | None = field(default_factory=lambda: AudioInput(front="scenic"))
     spectrogram_channels: Literal[1, 3] = 3  # 3: a spectrogram three times, so that a picture's patch kernel fits
     positions: Literal["learned", "sinusoidal"] = "learned"
+    sound_apart: bool = True  # training: the sound lasts clip_seconds, however short the pictures that are looked at
     classes: int = 0  # K; 0: features
     training_loss: Literal["each", "averaged"] = "each"  # each modality's (code), or of their averaged logits (paper)
     mixmod: float = 0.0  # alpha of mixup by modality, each with its own share and targets; not beside the run's mixup
@@ -140,6 +141,7 @@ class MBT(nn.Module):
         parts: list[VideoInput | AudioInput] = [part for part in (config.video, config.audio) if part is not None]
         self.clip_seconds: Fraction = parts[0].clip_seconds
         self.sees = [name for name, modality in SEEN.items() if modality in self.modalities]
+        self.sound_apart = config.sound_apart
         if config.audio is not None:
             self.front = FRONTS[config.audio.front] if config.audio.front else None
 
@@ -364,6 +366,7 @@ _TINY = MBTConfig(
     fusion_layer=2,
     video=VideoInput(frames=10, size=64, tubelet=(2, 16, 16), clip_seconds=Fraction(2, 5), crop_share=0.625),
     audio=AudioInput(frames=40, bins=48, patch=(8, 8), clip_seconds=Fraction(2, 5), front="log_mel_talk"),
+    sound_apart=False,
     drop_modality=0.5,
 )
 # The public configuration's 32 pictures are 2.56 s of the 8 s that it hears, and so its recipe here reads them; the
