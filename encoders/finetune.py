@@ -27,7 +27,7 @@ from encoders.datasets.balance import balanced_weights
 from encoders.datasets.labelled import Instances
 from encoders.datasets.labelled_pairs import LabelledPairs, require_both
 from encoders.datasets.labelled_sounds import LabelledSounds, require_sound
-from encoders.datasets.mixup import mixup, unmixed
+from encoders.datasets.mixup import mixed, unmixed
 from encoders.ema import EMA, EpochMean
 from encoders.errors import ConfigError
 from encoders.labelled_data import open_splits
@@ -252,7 +252,7 @@ def train_step(
         torch.manual_seed(int(random.integers(2**63)))
         clips, targets = unmixed(clips, lambda at: run.task.targets([instances.samples[i] for i in at]), ids)
         x = prepared(run.model, to_device(clips, device))
-        x, targets = mixup(x, targets.to(device), config.mixup, random)
+        x, targets = mixed(x, targets.to(device), config.mixup, config.cutmix, random)
         step = StepTargets(task=run.task, targets=targets, smoothing=config.smoothing, repeats=config.repeats)
         losses = losses_of(run.model, x, step, bf16=config.precision == "bf16")
         loss = torch.stack(list(losses.values())).sum() / len(parts)

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from encoders.errors import ConfigError
 from encoders.readings import answered, split_presence
 from encoders.tasks import LabelTask
 
@@ -72,6 +73,12 @@ def losses_of(model: Any, x: Any, step: StepTargets, *, bf16: bool = False) -> d
 
 
 def check_run(model: Any, config: Any) -> None:
-    """Raises ConfigError where a run cannot be what the model's losses need."""
+    """Raises ConfigError where a run cannot be what the model's losses need, or cuts what is no picture."""
+    modalities = tuple(getattr(model, "modalities", ("video",)))
+    if config.cutmix and modalities != ("video",):
+        raise ConfigError(
+            f"cutmix {config.cutmix} cuts pictures, and preset {config.preset} takes {' and '.join(modalities)}; "
+            "use 0, or mixup"
+        )
     if hasattr(model, "check_run"):
         model.check_run(config)

@@ -78,6 +78,7 @@ class FinetuneConfig:
     clip_where: Literal["process", "mean"] = "process"  # before or after the mean over processes
     smoothing: float = 0.0  # of labels
     mixup: float = 0.0  # alpha
+    cutmix: float = 0.0  # alpha, of models that see alone; with mixup one of the two, by an even chance
     stochastic_depth: float | None = None  # of the encoder; None: as its preset says
     ema: float = 0.0  # decay of the running mean of the weights; 0: none
     average: tuple[int, int] = (0, 0)  # instead: the mean of the weights after these epochs, first and last; 0,0: none
@@ -96,7 +97,8 @@ class FinetuneConfig:
                      "warmup_every", "decay_from", "decay_every"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
-        for name in ("steps", "warmup", "warmup_steps", "weight_decay", "clip", "mixup", "short_side", "workers"):
+        for name in ("steps", "warmup", "warmup_steps", "weight_decay", "clip", "mixup", "cutmix", "short_side",
+                     "workers"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} {getattr(self, name)} must not be negative; use 0 for none")
         if not 0 < self.lr <= 100:

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoders.datasets.augment import Augment, colour_jitter, crop_at, simclr, to_short_side
-from encoders.datasets.mixup import mix, mixup, smooth
+from encoders.datasets.augment import Augment, colour_jitter, crop_at, erased, simclr, to_short_side
+from encoders.datasets.mixup import cutmix, mix, mixed, mixup, smooth
 from encoders.datasets.rand_augment import OPERATIONS, rand_augment
 from encoders.datasets.spec_augment import SpecAugment
 from encoders.errors import ConfigError
@@ -184,6 +184,26 @@ def test_colours_stay_within_their_bounds():
     assert -33 <= min(shifts) < -20 and 20 < max(shifts) <= 33
 
 
+def test_a_box_is_erased_alike_in_all_frames_and_no_more_than_a_third():
+    clip = np.full((3, 40, 60, 3), 255, np.uint8)
+    kept = clip.copy()
+    for seed in range(50):
+        out = erased(clip, rng(seed))
+        gone = (out != clip).any((0, 3))
+        rows, columns = gone.any(1).nonzero()[0], gone.any(0).nonzero()[0]
+        high, wide = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert 0.015 < high * wide / 2400 < 0.36 and 0.25 < high / wide < 4
+        noise = out[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(float)
+        assert noise.mean() / 255 == pytest.approx(0.45, abs=0.06) and noise[0].std() > 40
+        assert not np.array_equal(noise[0], noise[1])
+    assert np.array_equal(clip, kept)
+    once = Augment(erase=1.0).without_chance()
+    assert np.array_equal(once(clip, 40, 40, rng()), np.full((3, 40, 40, 3), 255, np.uint8))
+    often = Augment(scale=(1.0, 1.0), colour=0.0, grayscale=0.0, erase=0.25)
+    changed = [(often(clip[:1], 40, 40, rng(seed)) != 255).any() for seed in range(200)]
+    assert 30 < sum(changed) < 70
+
+
 def test_simclr_reverses_time_half_of_the_time():
     clip = np.stack([np.full((16, 16, 3), 40 * t + 20, np.uint8) for t in range(4)])
     backwards = 0
@@ -198,13 +218,40 @@ def test_simclr_reverses_time_half_of_the_time():
 
 def test_mixup_takes_the_mirrored_row_and_one_share_for_all():
     x, y = torch.arange(4.0)[:, None], torch.eye(4)
-    mixed, targets = mix(x, y, 0.75)
-    assert mixed.flatten().tolist() == [0.75, 1.25, 1.75, 2.25]
+    out, targets = mix(x, y, 0.75)
+    assert out.flatten().tolist() == [0.75, 1.25, 1.75, 2.25]
     assert targets[0].tolist() == [0.75, 0, 0, 0.25]
     assert mixup(x, y, 0.0, rng())[0] is x
     shares = [float(mixup(x, y, 0.3, rng(s))[1][0, 0]) for s in range(500)]
     assert 0.45 < np.mean(shares) < 0.55
     assert np.std(shares) == pytest.approx((0.25 / 1.6) ** 0.5, abs=0.03)  # of Beta(0.3, 0.3)
+
+
+def test_cutmix_puts_a_box_of_the_mirrored_row_into_all_frames():
+    x = torch.arange(3.0)[:, None, None, None, None].expand(3, 2, 4, 20, 30)  # (B, C, T, H, W), each its number
+    for seed in range(50):
+        out, targets = cutmix(x, torch.eye(3), 1.0, rng(seed))
+        assert torch.equal(out[1], x[1])  # the middle row is its own partner
+        other = out[0] == 2
+        assert torch.equal(other, other[:1, :1].expand_as(other)) and (other | (out[0] == 0)).all()
+        rows, columns = other[0, 0].any(1), other[0, 0].any(0)
+        assert torch.equal(other[0, 0], rows[:, None] & columns)  # a box, and the targets say how large it is
+        share = float(other.float().mean())
+        assert targets[0].tolist() == pytest.approx([1 - share, 0, share], abs=1e-6)
+    shares = [float(cutmix(x, torch.eye(3), 1.0, rng(seed))[1][0, 2]) for seed in range(500)]
+    assert 0.2 < np.mean(shares) < 0.45 and max(shares) > 0.8  # half, less what falls off the edges
+
+
+def test_either_mixup_or_cutmix_by_an_even_chance():
+    x, y = torch.arange(4.0)[:, None, None, None].expand(4, 1, 8, 8), torch.eye(4)
+    assert mixed(x, y, 0.0, 0.0, rng())[0] is x
+    boxes = [set(mixed(x, y, 5.0, 5.0, rng(seed))[0][0].unique().tolist()) <= {0, 3} for seed in range(200)]
+    assert 70 < sum(boxes) < 130
+    assert all(torch.equal(mixed(x, y, 0.3, 0.0, rng(s))[0], mixup(x, y, 0.3, rng(s))[0]) for s in range(5))
+    with pytest.raises(ConfigError, match=r"cutmix 1.0 cuts pictures of models that see alone; use 0, or mixup"):
+        mixed({"rgb": x}, y, 0.0, 1.0, rng())
+    with pytest.raises(ConfigError, match=r"cutmix -1 must be >= 0, and of pictures; use 0 for none"):
+        cutmix(x, y, -1, rng())
 
 
 def test_smoothing_leaves_a_distribution():

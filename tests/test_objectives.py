@@ -1,14 +1,17 @@
 """What a training step is judged by: the task's loss, or a model's own, whose parts are logged."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from encoders.classifier import build_classifier
 from encoders.errors import ConfigError
 from encoders.finetune import finetune, micro_batches
-from encoders.objectives import StepTargets, alike, losses_of
+from encoders.objectives import StepTargets, alike, check_run, losses_of
+from encoders.recipes import recipe
 from encoders.tasks import LabelTask
 from encoders.video.vivit import ViViT
 from tests.moving import moving, small
@@ -91,3 +94,11 @@ def test_a_model_s_losses_are_summed_logged_and_checked(tmp_path, monkeypatch):
 def test_repeats_below_one_are_refused():
     with pytest.raises(ConfigError, match="repeats 0 must be at least 1"):
         small("kinetics400:nowhere", repeats=0)
+
+
+def test_only_pictures_are_cut():
+    config = recipe("mvitv2_tiny", "kinetics400:x")
+    check_run(build_classifier("mvitv2_tiny", 2, {}), config)
+    heard = replace(config, preset="mat_tiny")
+    with pytest.raises(ConfigError, match=r"cutmix 1.0 cuts pictures, and preset mat_tiny takes audio; use 0"):
+        check_run(build_classifier("mat_tiny", 2, {}), heard)

@@ -31,12 +31,43 @@ def of(preset, dataset, **changes):
         ("token_learner_b_16", "imagenet", "token_learner_imagenet"),
         ("vivit_tiny", "grid_digits", "lips_vivit"),
         ("token_learner_tiny", "grid_lips", "lips"),
+        ("mvitv2_tiny", "grid_lips", "lips"),
+        ("mvitv2_s_16x4", "kinetics600", "mvitv2_s_kinetics"),
+        ("mvitv2_b_32x3", "ssv2", "mvitv2_b_ssv2"),
+        ("mvitv2_base", "kinetics400", "mvitv2_b_kinetics"),
+        ("mvitv2_b_16x4", "kinetics400", "mvitv2_b_16_kinetics"),
+        ("mvitv2_b_image", "imagenet", "mvitv2_imagenet"),
+        ("mat_base", "vggsound", "mat"),
+        ("mat_base", "kinetics_sounds", "mat_kinetics_sounds"),
         ("r2plus1d_tiny", "grid_digits", "words"),
         ("r2plus1d_18", "kinetics400", "vivit_kinetics400"),
     ],
 )
 def test_encoder_and_dataset_choose_the_column(preset, dataset, name):
     assert recipe_name(preset, f"{dataset}:x") == name
+
+
+def test_mvitv2_is_trained_as_published():
+    small, base = of("mvitv2_s_16x4", "kinetics400"), of("mvitv2_b_32x3", "kinetics400")
+    assert (base.epochs, base.warmup, base.batch, base.repeats, base.lr, base.floor) == (200, 30, 16, 2, 1e-4, 0.01)
+    assert (base.optimizer, base.betas, base.weight_decay, base.clip) == ("adamw", (0.9, 0.999), 0.05, 1.0)
+    assert (base.mixup, base.cutmix, base.smoothing, base.augment.erase) == (0.8, 1.0, 0.1, 0.25)
+    assert (base.augment.area, base.augment.rand_layers, base.augment.rand_magnitude) == ((0.08, 1.0), 4, 7)
+    assert (small.stride, base.stride, base.fps, base.views) == (4, 3, 30, "5x1")
+    assert (small.encoder, base.encoder) == (
+        {"dropout": 0.5, "stochastic_depth": 0.2}, {"dropout": 0.5, "stochastic_depth": 0.3}
+    )  # fmt: skip
+    ssv2 = of("mvitv2_b_32x3", "ssv2")
+    assert (ssv2.stride, ssv2.views, ssv2.augment.mirror) == (0, "1x3", 0)
+    image = of("mvitv2_b_image", "imagenet")
+    assert (image.epochs, image.warmup, image.lr, image.repeats) == (300, 70, 2.5e-4, 1)
+
+
+def test_mat_is_trained_as_its_paper_says():
+    sounds = of("mat_base", "kinetics_sounds")
+    assert (sounds.epochs, sounds.batch, sounds.optimizer, sounds.lr) == (300, 64, "adamw", 1e-4)
+    assert (of("mat_base", "vggsound").epochs, of("mat_base", "epic_kitchens").epochs) == (50, 100)
+    assert (sounds.weight_decay, sounds.clip, sounds.encoder["stochastic_depth"]) == (0.05, 1, 0.3)
 
 
 def test_vivit_is_trained_as_published():

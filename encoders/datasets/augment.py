@@ -1,7 +1,8 @@
 """What a training clip goes through between decoder and network, as ViViT and its relatives do it.
 
 Short side resized, scale jittered (height and width apart), a random square cut, mirrored; then one of RandAugment,
-SimCLR's colours or plain colour jitter, in this order of priority. One draw is shared by all frames of a clip.
+SimCLR's colours or plain colour jitter, in this order of priority; at last a box of it may be erased (Zhong et al.,
+"Random Erasing Data Augmentation", AAAI 2020, as MViTv2 uses it). One draw is shared by all frames of a clip.
 Images (PolyViT, TokenLearner) are cut with Inception's random box instead.
 
 Clips are uint8, ``(T, H, W)`` gray or ``(T, H, W, 3)`` RGB; a gray clip skips what only colour has.
@@ -20,7 +21,7 @@ from encoders.datasets.rand_augment import luma, rand_augment
 from encoders.datasets.transforms import change_colours, random_resized_crop
 from encoders.errors import ConfigError
 
-__all__ = ["Augment", "colour_jitter", "crop_at", "simclr", "to_short_side"]
+__all__ = ["Augment", "colour_jitter", "crop_at", "erased", "simclr", "to_short_side"]
 
 Clip = NDArray[np.uint8]
 Field = NDArray[np.float32]  # movement
@@ -38,10 +39,11 @@ class Augment:
     rand_layers: int = 0  # RandAugment's operations, instead of both; 0: none
     rand_magnitude: float = 10.0
     area: tuple[float, float] | None = None  # Inception's random box: share of the picture; None: scale and crop
+    erase: float = 0.0  # probability that a box becomes noise, of the spread that pixels have
     shift: int = 0  # pixels that the crop of a picture already at its size may move, edges repeated (ours)
 
     def __post_init__(self) -> None:
-        for name in ("mirror", "colour", "grayscale"):
+        for name in ("mirror", "colour", "grayscale", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} {getattr(self, name)} is no probability; use 0 to 1")
         if not 0 < self.scale[0] <= self.scale[1]:
@@ -62,7 +64,8 @@ class Augment:
             clip = self._random_crop(clip, short_side, size, random)
         if random.random() < self.mirror:
             clip = np.ascontiguousarray(clip[:, :, ::-1])
-        return self._recolour(clip, random)
+        clip = self._recolour(clip, random)
+        return erased(clip, random) if self.erase and random.random() < self.erase else clip
 
     def with_flow(
         self, clip: Clip, flow: Field, short_side: int, size: int, random: np.random.Generator
@@ -109,7 +112,8 @@ class Augment:
 
     def without_chance(self) -> "Augment":
         """The same, changing nothing but the place of the crop."""
-        return replace(self, mirror=0.0, scale=(1.0, 1.0), colour=0.0, grayscale=0.0, simclr=False, rand_layers=0)
+        still = replace(self, mirror=0.0, scale=(1.0, 1.0), colour=0.0, grayscale=0.0, erase=0.0)
+        return replace(still, simclr=False, rand_layers=0)
 
 
 def to_short_side(clip: Clip, short_side: int) -> Clip:
@@ -172,3 +176,22 @@ def _blur(clip: Clip, sigma: float) -> Clip:
 
     side = max(3, clip.shape[1] // 10 | 1)  # a tenth of the picture, odd
     return np.stack([np.asarray(cv2.GaussianBlur(frame, (side, side), sigma), np.uint8) for frame in clip])
+
+
+def erased(clip: Clip, random: np.random.Generator, tries: int = 10) -> Clip:
+    """A box of a fiftieth to a third of the picture, at most 3.3 times as long as wide, turned into noise.
+
+    The box is the same in all frames, the noise is not; it has the mean and deviation by which pictures are
+    standardised, 0.45 and 0.225. A box that does not fit is drawn anew, ``tries`` times in all.
+    """
+    height, width = clip.shape[1:3]
+    for _ in range(tries):
+        area, aspect = random.uniform(0.02, 1 / 3) * height * width, np.exp(random.uniform(*np.log((0.3, 1 / 0.3))))
+        high, wide = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        if 0 < high < height and 0 < wide < width:
+            top, left = int(random.integers(height - high + 1)), int(random.integers(width - wide + 1))
+            out = clip.copy()
+            box = out[:, top : top + high, left : left + wide]
+            box[...] = np.clip(random.normal(0.45, 0.225, box.shape) * 255, 0, 255).astype(np.uint8)
+            return out
+    return clip

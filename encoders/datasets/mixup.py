@@ -1,7 +1,9 @@
-"""Mixup and label smoothing: targets that are not quite one class.
+"""Mixup, CutMix and label smoothing: targets that are not quite one class.
 
 Zhang et al., "mixup: Beyond Empirical Risk Minimization" (ICLR 2018), as ViViT and MTV use it: *one* lambda for a
-whole device batch, and the partner of a sample is the one at the mirrored place of the batch.
+whole device batch, and the partner of a sample is the one at the mirrored place of the batch. Yun et al., "CutMix:
+Regularization Strategy to Train Strong Classifiers with Localizable Features" (ICCV 2019), as MViTv2 uses it: the same
+box in all frames, and by an even chance either of the two for a batch.
 
 Shapes: B batch, K class.
 """
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from encoders.errors import ConfigError
 
-__all__ = ["mix", "mix_named", "mixup", "smooth", "unmixed"]
+__all__ = ["cutmix", "mix", "mix_named", "mixed", "mixup", "smooth", "unmixed"]
 
 X = TypeVar("X", Tensor, "Mapping[str, Tensor]")
 
@@ -33,6 +35,37 @@ def mixup(x: X, targets: Tensor, alpha: float, random: np.random.Generator) -> t
     if isinstance(x, Tensor):
         return mix(x, targets, share)
     return cast(X, mix_named(x, share)), mix(targets, targets, share)[1]
+
+
+def mixed(x: X, targets: Tensor, alpha: float, cut_alpha: float, random: np.random.Generator) -> tuple[X, Tensor]:
+    """Mixup of ``alpha``, or CutMix of ``cut_alpha``; where both are set one of them, by an even chance."""
+    if cut_alpha and (not alpha or random.random() < 0.5):
+        if not isinstance(x, Tensor):
+            raise ConfigError(f"cutmix {cut_alpha} cuts pictures of models that see alone; use 0, or mixup")
+        return cutmix(x, targets, cut_alpha, random)
+    return mixup(x, targets, alpha, random)
+
+
+def cutmix(x: Tensor, targets: Tensor, alpha: float, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """A batch (B, ..., H, W) with a box of the batch reversed in it, and its targets mixed by what of each is seen.
+
+    The box is to cover 1 - Beta(alpha, alpha) of the picture, with its aspect; its centre lies anywhere, and what lies
+    beyond an edge does not count.
+    """
+    if alpha < 0 or x.ndim < 4:
+        raise ConfigError(f"cutmix {alpha} must be >= 0, and of pictures; use 0 for none")
+    if not alpha:
+        return x, targets
+    side = (1 - float(random.beta(alpha, alpha))) ** 0.5
+    edges = []
+    for size in x.shape[-2:]:
+        centre, half = int(random.integers(size)), int(size * side) // 2
+        edges.append(slice(max(0, centre - half), min(size, centre + half)))
+    rows, columns = edges
+    out = x.clone()
+    out[..., rows, columns] = x.flip(0)[..., rows, columns]
+    seen = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (x.shape[-2] * x.shape[-1])
+    return out, torch.lerp(targets.flip(0), targets, seen)
 
 
 def mix_named(x: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
