@@ -31,6 +31,7 @@ from encoders.datasets.mixup import mixed, unmixed
 from encoders.ema import EMA, EpochMean
 from encoders.errors import ConfigError
 from encoders.labelled_data import open_splits
+from encoders.layer_decay import with_layer_decay
 from encoders.multi_view import test
 from encoders.objectives import StepTargets, check_run, losses_of
 from encoders.processes import wait_for_all
@@ -38,6 +39,7 @@ from encoders.readings import MODALITIES, is_joint, prepared, to_device
 from encoders.recipes import STOCHASTIC_DEPTH, FinetuneConfig
 from encoders.settings import to_dict
 from encoders.sgd import SGD
+from encoders.starts import carried
 from encoders.tasks import LabelTask
 from encoders.training import (
     Interrupted,
@@ -262,7 +264,7 @@ def train_step(
         loss.backward()
     norm = clip_and_average(run.model, config.clip, config.clip_where)
     for group in run.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("scale", 1.0)  # encoders.layer_decay
     run.optimizer.step()
     if isinstance(run.ema, EMA):
         run.ema.update(run.model)
@@ -310,7 +312,7 @@ def _set_up(
     model = build_classifier(config.preset, len(task.classes), config.encoder)
     started = "fresh"
     if init is not None and not resume:
-        head = start_from(model, weights_of(init), config.preset, config.encoder)
+        head = not carried(model, init) and start_from(model, weights_of(init), config.preset, config.encoder)
         started = f"{init} with{'' if head else 'out'} its head"
     check_run(model, config)
     parameters, count = sum(p.numel() for p in model.parameters()), len(train.samples)
@@ -354,6 +356,7 @@ def check_batch(batch: int, accumulate: int, samples: int) -> None:
 def make_optimizer(config: FinetuneConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """As the config says, over all weights that learn."""
     groups = parameter_groups([model], config.weight_decay, decay_vectors=config.optimizer != "adamw")
+    groups = with_layer_decay(groups, model, config.layer_decay)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
     if config.optimizer == "adam":

@@ -17,7 +17,7 @@ from encoders.datasets.augment import Augment
 from encoders.datasets.spectrograms import Spectrograms
 from encoders.datasets.views import views_of
 from encoders.errors import ConfigError, DataError, LegatoError
-from encoders.recipe_tables import audio, audiovisual, video
+from encoders.recipe_tables import audio, audiovisual, av_mae, video
 from encoders.registry import config_of
 from encoders.settings import from_dict, override, pick, to_dict
 
@@ -80,6 +80,7 @@ class FinetuneConfig:
     mixup: float = 0.0  # alpha
     cutmix: float = 0.0  # alpha, of models that see alone; with mixup one of the two, by an even chance
     stochastic_depth: float | None = None  # of the encoder; None: as its preset says
+    layer_decay: float = 1.0  # factor on the learning rate from each layer to the one before it; 1: none
     ema: float = 0.0  # decay of the running mean of the weights; 0: none
     average: tuple[int, int] = (0, 0)  # instead: the mean of the weights after these epochs, first and last; 0,0: none
     precision: Literal["fp32", "bf16"] = "fp32"  # of activations
@@ -103,6 +104,8 @@ class FinetuneConfig:
                 raise ConfigError(f"{name} {getattr(self, name)} must not be negative; use 0 for none")
         if not 0 < self.lr <= 100:
             raise ConfigError(f"lr {self.lr} must lie in (0, 100]")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay {self.layer_decay} must lie in (0, 1]; use 1 for none")
         for name in ("smoothing", "ema", "floor", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must lie in [0, 1); use 0 for none")
@@ -141,9 +144,13 @@ class FinetuneConfig:
             overrides |= {name: self.stochastic_depth} if name is not None else {}
         return overrides
 
-RECIPES: dict[str, dict[str, Any]] = {**video.RECIPES, **audio.RECIPES, **audiovisual.RECIPES}
+RECIPES: dict[str, dict[str, Any]] = {
+    **video.RECIPES, **audio.RECIPES, **audiovisual.RECIPES, **av_mae.RECIPES,
+}  # fmt: skip
 # (family, dataset) to a recipe; the family's longest match counts, "" is any dataset.
-CHOICES: dict[tuple[str, str], str] = {**video.CHOICES, **audio.CHOICES, **audiovisual.CHOICES}
+CHOICES: dict[tuple[str, str], str] = {
+    **video.CHOICES, **audio.CHOICES, **audiovisual.CHOICES, **av_mae.CHOICES,
+}  # fmt: skip
 
 
 def recipe_name(preset: str, data: str) -> str:

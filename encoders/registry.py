@@ -16,6 +16,7 @@ __all__ = ["ENCODERS", "build", "config_of"]
 
 _R2PLUS1D = "encoders.video.r2plus1d:R2Plus1D"
 _CONV2D = "encoders.audio.conv2d:Conv2D"
+_RESNET2D = "encoders.audio.resnet2d:ResNet2D"
 _AST = "encoders.audio.spectrogram_transformer:AST"
 _VIVIT = "encoders.video.vivit:ViViT"
 _TOKEN_LEARNER = "encoders.video.token_learner:TokenLearner"
@@ -24,6 +25,7 @@ _MTV = "encoders.video.mtv:MTV"
 _MTV_ENSEMBLE = "encoders.video.mtv:Ensemble"
 _MM_MIX = "encoders.audiovisual.mm_mix:MMMix"
 _MBT = "encoders.audiovisual.mbt:MBT"
+_MBT_AV_MAE = "encoders.audiovisual.mbt_av_mae:MBT"
 _AV_MAE = "encoders.audiovisual.av_mae:AVMAE"
 _MVITV2 = "encoders.video.mvitv2:MViTv2"
 _MAT = "encoders.audio.mat:MAT"
@@ -33,11 +35,15 @@ ENCODERS: dict[str, str] = {
     "r2plus1d_18": _R2PLUS1D,
     "r2plus1d_10": _R2PLUS1D,
     "r2plus1d_34": _R2PLUS1D,
+    "r2plus1d_18_crisscross": _R2PLUS1D,
     "r2plus1d_talk": _R2PLUS1D,
     "r2plus1d_tiny": _R2PLUS1D,
+    "r2plus1d_tiny_average": _R2PLUS1D,
     "conv2d_10": _CONV2D,
     "conv2d_talk": _CONV2D,
     "conv2d_tiny": _CONV2D,
+    "resnet2d_18": _RESNET2D,
+    "resnet2d_tiny": _RESNET2D,
     "ast_base_10": _AST,
     "ast_base_12": _AST,
     "ast_base_14": _AST,
@@ -137,6 +143,16 @@ ENCODERS: dict[str, str] = {
     "mbt_base_audio": _MBT,
     "mbt_base_8": _MBT,
     "mbt_tiny": _MBT,
+    "mbt_av_mae_base": _MBT_AV_MAE,
+    "mbt_av_mae_base_video": _MBT_AV_MAE,
+    "mbt_av_mae_base_audio": _MBT_AV_MAE,
+    "mbt_av_mae_large": _MBT_AV_MAE,
+    "mbt_av_mae_large_video": _MBT_AV_MAE,
+    "mbt_av_mae_large_audio": _MBT_AV_MAE,
+    "mbt_av_mae_large_audioset": _MBT_AV_MAE,
+    "mbt_av_mae_large_audioset_video": _MBT_AV_MAE,
+    "mbt_av_mae_large_audioset_audio": _MBT_AV_MAE,
+    "mbt_av_mae_tiny": _MBT_AV_MAE,
     "av_mae_base": _AV_MAE,
     "av_mae_base_early": _AV_MAE,
     "av_mae_base_shared": _AV_MAE,

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -48,8 +48,8 @@ Tokens = Mapping[str, Tensor]  # by modality, (B, N, D) each; each its own N
 class AVMAEConfig:
     """The encoder; the defaults are size B as pre-trained on VGGSound, with 8 s of sound."""
 
-    video: VideoInput | None = field(default_factory=lambda: VideoInput(frames=16, tubelet=(2, 16, 16)))
-    audio: AudioInput | None = field(default_factory=AudioInput)  # one channel
+    video: VideoInput | None = field(default_factory=lambda: _pictures(Fraction(8)))
+    audio: AudioInput | None = field(default_factory=lambda: AudioInput(front="scenic_raw"))  # one channel
     encoder: Fusion = "separate"
     joint_depth: int = 2  # of ``depth``, the blocks over both modalities (mid)
     dim: int = 768  # D
@@ -240,10 +240,20 @@ def _served(config: AVMAEConfig) -> tuple[tuple[str, ...], Fraction]:
 
 # --- presets ----------------------------------------------------------------------------------------------------
 
+
+def _pictures(seconds: Fraction) -> VideoInput:
+    """Every fourth of 64 pictures, 2.56 s, in pre-training; a stream is looked at evenly, as long as it is heard."""
+    return VideoInput(frames=16, tubelet=(2, 16, 16), clip_seconds=seconds)
+
+
 _BASE = AVMAEConfig()
 _LARGE = AVMAEConfig(dim=1024, depth=24, heads=16, mlp_dim=4096)
 # The 10 s of an AudioSet clip are 62 patches long, and what is left over is cut off: 9.92 s.
-_TEN_SECONDS = AudioInput(frames=992, clip_seconds=Fraction(248, 25))
+_LONG = Fraction(248, 25)
+_TEN_SECONDS: dict[str, Any] = {
+    "video": _pictures(_LONG),
+    "audio": AudioInput(frames=992, clip_seconds=_LONG, front="scenic_raw"),
+}
 # Clips of the default grid, 0.4 s: ten frames of the middle of the picture, forty mel frames.
 _TINY = AVMAEConfig(
     video=VideoInput(frames=10, size=64, clip_seconds=Fraction(2, 5), tubelet=(2, 16, 16), crop_share=0.625),
@@ -265,7 +275,7 @@ PRESETS = {
     "av_mae_large_early": replace(_LARGE, encoder="early"),
     "av_mae_large_shared": replace(_LARGE, encoder="shared"),
     "av_mae_large_mid": replace(_LARGE, encoder="mid"),
-    "av_mae_large_audioset": replace(_LARGE, encoder="mid", audio=_TEN_SECONDS),  # as released for AudioSet
+    "av_mae_large_audioset": replace(_LARGE, encoder="mid", **_TEN_SECONDS),  # as released for AudioSet
     "av_mae_large_video": replace(_LARGE, audio=None),
     "av_mae_large_audio": replace(_LARGE, video=None),
     "av_mae_tiny": _TINY,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from encoders.audio.log_mel import FRONTS
+from encoders.audio.log_mel import FRONTS, zero_of
 from encoders.audiovisual.inputs import AudioInput, VideoInput
 from encoders.clips import ClipSpec, VideoSpec
 from encoders.datasets.augment import Augment, to_short_side
@@ -74,6 +74,8 @@ def open_readings(
     Raises UsageError or DataError where there is nothing to read, ConfigError where faces are wanted and no face net is
     named.
     """
+    if reading.sound.mixup:
+        raise ConfigError(f"mixup {reading.sound.mixup} of sound mixes labels, and there are none; use 0")
     if audio is not None and not audio.front:
         raise ConfigError("recordings bring samples, not spectrograms; name a front with model.audio.front")
     made = _synthetic(data, video, audio, splits, seed) if data.partition(":")[0] == "synthetic" else None
@@ -81,10 +83,10 @@ def open_readings(
     if video is None:
         assert audio is not None
         front = FRONTS[audio.front]
-        shape = front.shape(audio.clip_seconds)
-        sounds = LabelledSounds(samples, audio.clip_seconds, front.sample_rate, front, reading.sound.masks(*shape))
-        sounds.gain, sounds.read_sound = reading.sound.gain, made.sound if made else None
-        return sounds
+        return LabelledSounds(
+            samples, audio.clip_seconds, front.sample_rate, front, reading.sound, zero=zero_of(front),
+            read_sound=made.sound if made else None,
+        )  # fmt: skip
     sampling, look = _seen(video, reading)
     if audio is None:
         return LabelledClips(samples, sampling, look, reading.augment, made.frames if made else None)
@@ -92,7 +94,7 @@ def open_readings(
         front=FRONTS[audio.front],
         seconds=audio.clip_seconds,
         augment=reading.sound,
-        apart=audio.clip_seconds != video.clip_seconds,
+        apart=sampling.stride > 0 and sampling.seconds != audio.clip_seconds,
     )
     return BothPairs(samples, sampling, look, hearing, reading.augment, read_span=made.span if made else None)
 
