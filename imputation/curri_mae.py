@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from encoders.errors import ConfigError, DataError
+from encoders.layers.modality_block import ModalityBlock as Block
 from encoders.settings import override, pick
 from imputation.baselines import lerp, observed_mean
 from imputation.imputer import Filled, blend, checked
@@ -59,47 +59,6 @@ def sincos(length: int, width: int) -> Tensor:
     omega = 10_000 ** (-torch.arange(half, dtype=torch.float64) / half)
     angle = torch.arange(length, dtype=torch.float64)[:, None] * omega
     return torch.cat([angle.sin(), angle.cos()], dim=1).float()
-
-
-class Attention(nn.Module):
-    """Softmax self-attention with one fused matrix for queries, keys and values."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        batch, tokens, width = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, n, W / heads)
-        return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
-
-
-class MLP(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block. It holds CAV-MAE's three pairs of norms; only the shared pair is ever used here."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1, self.norm1_a, self.norm1_v = (nn.LayerNorm(width) for _ in range(3))
-        self.attn = Attention(width, heads)
-        self.norm2, self.norm2_a, self.norm2_v = (nn.LayerNorm(width) for _ in range(3))
-        self.mlp = MLP(width)
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.attn(self.norm1(x), mask)
-        return x + self.mlp(self.norm2(x))
 
 
 class Kept(NamedTuple):
