@@ -17,7 +17,7 @@ __all__ = ["LAYOUTS", "STARTS", "TABLES", "layout_of", "reader_of", "start_of", 
 
 LAYOUTS = {
     "scenic": "a model trained with the public JAX code (Flax msgpack, flat npz)",
-    "huggingface": "a model of transformers (safetensors)",
+    "huggingface": "a model of transformers (safetensors); of AST also by its authors' names",
     "slowfast": "a model trained with the public code of MViTv2, its model_state as safetensors",
     "image_vit": "image ViTs to start from, one, or one per view, coarsest first (Flax msgpack, flat npz); MViTv2 and "
     "MAT start from a MViTv2 of pictures (slowfast)",
@@ -29,6 +29,7 @@ TABLES: dict[str, dict[str, str]] = {
     "TokenLearner": {"scenic": "encoders.weights.token_learner"},
     "PolyViT": {"scenic": "encoders.weights.polyvit"},
     "MViTv2": {"slowfast": "encoders.weights.mvitv2"},
+    "AST": {"huggingface": "encoders.weights.ast_published"},
     "AVMAE": {"scenic": "encoders.weights.av_mae"},
     "MBT": {"scenic": "encoders.weights.mbt"},
 }
@@ -40,6 +41,7 @@ STARTS = {
     "PolyViT": "encoders.weights.polyvit",
     "MViTv2": "encoders.weights.mvitv2",
     "MAT": "encoders.weights.mvitv2",
+    "AST": "encoders.weights.ast_start",
     "MBT": "encoders.weights.mbt",
 }
 PER_VIEW = ("MTV", "MMMix")  # these start from an image ViT for each view
