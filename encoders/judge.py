@@ -23,7 +23,7 @@ from encoders.recipes import FinetuneConfig, recipe
 from encoders.settings import from_dict
 from encoders.tasks import LabelTask, task_of
 
-__all__ = ["Probe", "encoder_of", "few_shot_of", "is_cotrained", "linear_probe_of", "run_of", "test_run"]
+__all__ = ["Probe", "encoder_of", "few_shot_of", "is_cotrained", "linear_probe_of", "run_of", "task_in", "test_run"]
 
 Progress = Callable[[int, int], None]  # (samples done, samples)
 
@@ -34,6 +34,11 @@ def run_of(folder: Path) -> FinetuneConfig:
     if "preset" not in values or "tasks" in values:
         raise DataError(f"{folder} is no run of one labelled task; name the --out of `legato train PRESET`")
     return from_dict(FinetuneConfig, values)
+
+
+def task_in(folder: Path) -> LabelTask:
+    """What a finished run of `finetune` was asked."""
+    return from_dict(LabelTask, _json(folder / "classes.json"))
 
 
 def is_cotrained(folder: Path) -> bool:
@@ -53,7 +58,7 @@ def test_run(
     """A run's model on a dataset (its own where none is named), its validation splits and views or others."""
     config = run_of(folder)
     config = replace(config, views=views or config.views, cache="none")
-    task = from_dict(LabelTask, _json(folder / "classes.json"))
+    task = task_in(folder)
     split = _split(config, data or config.data, tuple(splits) or config.validation_splits, task)
     model = build_classifier(config.preset, len(task.classes), config.encoder)
     load_weights(model, weights_of(folder), what=f"the model in {folder}")

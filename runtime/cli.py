@@ -37,6 +37,7 @@ COMMANDS = {
     "features": ("features", "Write the frozen encoders' features of recordings to a file."),
     "train": ("train", "Train encoders, imputers and heads."),
     "eval": ("evaluate", "Measure accuracy and error by loss rate."),
+    "explain": ("explain", "Show where a trained classifier looks, and how its features lie."),
     "bundle": ("bundle", "Make, describe and check bundles."),
     "import-weights": ("import_weights", "Read published checkpoints into our layout."),
 }

@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from encoders.audio.filterbank import SCENIC, SCENIC_RAW, Filterbank
+from encoders.audio.filterbank import CAV_MAE, SCENIC, SCENIC_RAW, Filterbank
 from encoders.audio.mel import mel_filters
+from encoders.audio.slaney_mel import SlaneyMel
 from encoders.audio.spectrogram import AvidSpectrogram
 
 
@@ -34,7 +35,7 @@ class Front(Protocol):
 
 def zero_of(front: Front) -> float:
     """What a log energy of zero looks like after the front has standardised it."""
-    return float(front.normalise(torch.zeros(1, 1, 1))) if isinstance(front, Filterbank) else 0.0
+    return float(front.normalise(torch.zeros(1, 1, 1, device="cpu"))) if isinstance(front, Filterbank) else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,8 @@ FRONTS: dict[str, Front] = {
     # As tall as in AST, MBT and PolyViT; the transform is long enough that no triangle falls between its bins.
     "log_mel_128": LogMel(bins=128, n_fft=1024),
     "filterbank": Filterbank(),
+    "slaney_mel": SlaneyMel(),
+    "cav_mae": CAV_MAE,
     "scenic": SCENIC,
     "scenic_raw": SCENIC_RAW,
 }

@@ -13,7 +13,7 @@ from runtime.output import as_line
 if TYPE_CHECKING:
     from encoders.judge import Probe, Progress
 
-__all__ = ["Question", "judge"]
+__all__ = ["Question", "judge", "progress_bar"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def judge(question: Question, *, out: Path | None, as_json: bool) -> None:
         views_of(question.views)
     if out is not None:
         check_place(out / "metrics.json")
-    with _progress(quiet=as_json) as progress:
+    with progress_bar(quiet=as_json) as progress:
         found = _answer(question, progress)
     if out is not None:
         write_json(out / "metrics.json", found)
@@ -103,7 +103,8 @@ def _probe(question: Question) -> "Probe":
 
 
 @contextmanager
-def _progress(*, quiet: bool) -> Iterator["Progress"]:
+def progress_bar(*, quiet: bool) -> Iterator["Progress"]:
+    """How many samples are done, on stderr, from the first one on."""
     from rich.console import Console
     from rich.progress import Progress as Bar
 
