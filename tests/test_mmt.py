@@ -196,8 +196,10 @@ def test_a_frozen_encoder_of_either_is_the_fused_one_without_the_other():
 def test_sound_is_filled_up_to_what_mat_hears_as_mat_does():
     model, sound = small(), torch.randn(2, 6400) * 0.1
     assert model.front.shape(Fraction(2, 5)) == (38, 16)
-    ours = model._filled(model.prepare(sound, "audio")["audio"])
-    torch.testing.assert_close(ours, model.audio.prepare(sound))
+    ours, read = model.prepare(sound, "audio")["audio"], model.front(sound)
+    assert read.shape == (2, 38, 16)  # as readers make it
+    torch.testing.assert_close(model._filled(read), model.audio.prepare(sound))
+    torch.testing.assert_close(model._filled(ours), model.audio.prepare(sound))
 
 
 def test_tokens_enter_fusion_as_the_encoders_leave_them():

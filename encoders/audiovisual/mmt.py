@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from encoders.audio import mat
+from encoders.audio.log_mel import zero_of
 from encoders.audio.mat import MAT, MATConfig
 from encoders.audiovisual.av_bottleneck import MODALITIES, AVBottleneck, FullAttention, Streams
 from encoders.audiovisual.mmt_losses import HybridConfig, contrasts
@@ -163,7 +164,9 @@ class MMT(nn.Module):
         """Clips to what the model sees of them: pictures, or a spectrogram (B, U, F). There is no view of flow."""
         if modality not in MODALITIES:
             raise ConfigError(f"{modality!r} is no modality of this model; use {' or '.join(MODALITIES)}")
-        return {"rgb": self.video.prepare(clips)} if modality == "video" else {"audio": self.front(clips)}
+        if modality == "video":
+            return {"rgb": self.video.prepare(clips)}
+        return {"audio": self.audio.prepare(clips)[:, 0].transpose(1, 2)}
 
     def forward(
         self,
@@ -221,8 +224,8 @@ class MMT(nn.Module):
                 f"a spectrogram of {'x'.join(map(str, audio.shape[1:]))} (mel frames, bins) came to a model of "
                 f"{made.frames}x{made.bins}; cut the sound, or build the model for it"
             )
-        lacks, nothing = made.frames - audio.shape[1], float(self.front.normalise(torch.zeros(1, 1, 1)))
-        return pad(audio, (0, 0, 0, lacks), value=nothing).transpose(1, 2)[:, None]
+        lacks, nothing = made.frames - audio.shape[1], zero_of(self.front)
+        return self.audio.heard(pad(audio, (0, 0, 0, lacks), value=nothing))
 
     def _beside(self, tokens: Streams, presence: Tensor | None) -> Float[Tensor, "b d2"]:
         """The class tokens of both, video first; what is absent adds nothing to what reads them."""
