@@ -27,6 +27,7 @@ _MM_MIX = "encoders.audiovisual.mm_mix:MMMix"
 _MBT = "encoders.audiovisual.mbt:MBT"
 _MBT_AV_MAE = "encoders.audiovisual.mbt_av_mae:MBT"
 _AV_MAE = "encoders.audiovisual.av_mae:AVMAE"
+_CAV_MAE = "encoders.audiovisual.cav_mae:CAVMAE"
 _MVITV2 = "encoders.video.mvitv2:MViTv2"
 _MAT = "encoders.audio.mat:MAT"
 _MMT = "encoders.audiovisual.mmt:MMT"
@@ -167,6 +168,8 @@ ENCODERS: dict[str, str] = {
     "av_mae_large_video": _AV_MAE,
     "av_mae_large_audio": _AV_MAE,
     "av_mae_tiny": _AV_MAE,
+    "cav_mae_base": _CAV_MAE,
+    "cav_mae_tiny": _CAV_MAE,
     "mvitv2_base": _MVITV2,
     "mvitv2_b_32x3": _MVITV2,
     "mvitv2_b_16x4": _MVITV2,
@@ -180,12 +183,17 @@ ENCODERS: dict[str, str] = {
 
 def config_of(name: str, **overrides: Any) -> Any:
     """The preset's config with ``overrides`` made; raises UsageError on an unknown name, key or wrong type."""
+    if name.startswith("external:"):
+        return import_module("encoders.external").config_of(name, **overrides)
     module, _, _ = pick(ENCODERS, name, "encoder").partition(":")
     return override(import_module(module).PRESETS[name], overrides)
 
 
 def build(name: str, **overrides: Any) -> "nn.Module":
-    """The encoder of a preset, freshly initialised from torch's global generator."""
+    """The encoder of a preset, freshly initialised from torch's global generator; `encoders.external` has others."""
+    if name.startswith("external:"):
+        foreign: nn.Module = import_module("encoders.external").build(name, **overrides)
+        return foreign
     config = config_of(name, **overrides)
     module, _, class_name = ENCODERS[name].partition(":")
     encoder: nn.Module = getattr(import_module(module), class_name)(config)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders.adapters import Adapted
-from encoders.audio import conv2d
+from encoders.audio import conv2d, resnet2d
 from encoders.layers.steps import unit_steps
 from encoders.video import face_box, r2plus1d
 
@@ -38,6 +38,8 @@ def served(encoder: Any, *, dtype: torch.dtype = torch.float32, batched: bool = 
         return Adapted(served(encoder.encoder, dtype=dtype, batched=batched), encoder.modality, encoder.dim).eval()
     if type(encoder) is r2plus1d.R2Plus1D:
         return (BatchedR2Plus1D if batched else ServedR2Plus1D)(encoder, dtype).eval()
+    if type(encoder) is resnet2d.ResNet2D:
+        return ServedResNet2D(encoder, dtype).eval()
     return ServedConv2D(encoder, dtype).eval() if type(encoder) is conv2d.Conv2D else encoder
 
 
@@ -156,6 +158,8 @@ class ServedR2Plus1D(_Served):
         x = x.permute(0, 2, 3, 4, 1).contiguous()  # (B, T, H, W, C)
         for block in self.blocks:
             x = block(x)
+        if self.original.config.pool == "average":
+            return x.float().mean((1, 2, 3))
         if self.original.step is None:
             return x.amax((1, 2, 3)).float()
         return unit_steps(F.linear(x.flatten(2), *self.step).float())  # (B, T'*step_dim)
@@ -216,6 +220,31 @@ class ServedConv2D(_Served):
         return unit_steps(F.linear(x.permute(0, 2, 3, 1).flatten(2), *self.step).float())
 
 
+class ServedResNet2D(_Served):
+    """The residual spectrogram network with channels last."""
+
+    def __init__(self, original: resnet2d.ResNet2D, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(original, dtype)
+        conv, norm, _, self.pool = original.conv1
+        self.stem = _stack([(conv, norm)], dtype)
+        self.blocks = [
+            (
+                _stack([(block.conv1, block.bn1), (block.conv2, block.bn2)], dtype),
+                _stack([tuple(block.downsample)], dtype) if block.downsample is not None else [],
+            )
+            for name in original.stage_names
+            for block in getattr(original, name)
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, F, T) -> (B, D)."""
+        x = self.pool(_through(self.stem, x.to(self.dtype)))
+        for (first, last), shortcut in self.blocks:
+            y = _convolved(last, _through([first], x))
+            x = y.add_(_convolved(shortcut[0], x) if shortcut else x).relu_()
+        return x.float().mean((2, 3)) if self.original.config.pool == "average" else x.amax((2, 3)).float()
+
+
 class ServedFaceBox(nn.Module):
     """The face finder with channels last; always fp32, for a box is read to a fraction of a pixel."""
 
@@ -245,6 +274,11 @@ def _stack(layers: Iterable[tuple[Any, Any]], dtype: torch.dtype) -> list[tuple[
 def _through(layers: list[tuple[Tensor, Tensor, Any, Any]], x: Tensor) -> Tensor:
     """Every convolution with its ReLU."""
     x = x.contiguous(memory_format=torch.channels_last)
-    for weight, bias, stride, padding in layers:
-        x = F.conv2d(x, weight, bias, stride, padding).relu_()
+    for layer in layers:
+        x = _convolved(layer, x).relu_()
     return x
+
+
+def _convolved(layer: tuple[Tensor, Tensor, Any, Any], x: Tensor) -> Tensor:
+    weight, bias, stride, padding = layer
+    return F.conv2d(x, weight, bias, stride, padding)

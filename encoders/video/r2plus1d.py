@@ -2,7 +2,8 @@
 
 Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition" (CVPR 2018); the variant of
 Morgado, Vasconcelos, Misra, "Audio-Visual Instance Discrimination with Cross-Modal Agreement" (CVPR 2021): a full
-3-D stem with a max pool, no widened middle channels, batch norm after the residual sum, global *max* pooling.
+3-D stem with a max pool, no widened middle channels, batch norm after the residual sum, global *max* pooling. With
+global *average* pooling, on pictures half as tall, it is the network of CrissCross (Sarkar & Etemad, AAAI 2023).
 Left out: torchvision's variant of the same name, whose weights do not fit.
 
 Two things are ours, for small live bundles: a gray front end that adds the change between frames, and ``pool="steps"``,
@@ -45,7 +46,7 @@ class R2Plus1DConfig:
     blocks: tuple[int, ...] = (2, 2, 2, 2)  # per stage; (1, 1, 1, 1) is depth 10
     time_strides: tuple[int, ...] = (1, 2, 2, 2)
     space_strides: tuple[int, ...] = (1, 2, 2, 2)
-    pool: str = "max"  # max: over time and space; steps: keep both, one Linear per step
+    pool: str = "max"  # max, average: over time and space; steps: keep both, one Linear per step
     step_dim: int = 32  # width of a step's feature under pool="steps"
 
     def __post_init__(self) -> None:
@@ -54,8 +55,8 @@ class R2Plus1DConfig:
             raise ConfigError(f"widths, blocks and strides name {sorted(stages)} stages; give each stage one of each")
         if self.front not in ("rgb", "local_motion"):
             raise ConfigError(f"front {self.front!r} is unknown; use 'rgb' or 'local_motion'")
-        if self.pool not in ("max", "steps"):
-            raise ConfigError(f"pool {self.pool!r} is unknown; use 'max' or 'steps'")
+        if self.pool not in ("max", "average", "steps"):
+            raise ConfigError(f"pool {self.pool!r} is unknown; use 'max', 'average' or 'steps'")
 
     @property
     def in_channels(self) -> int:
@@ -80,7 +81,7 @@ class R2Plus1DConfig:
 
     @property
     def dim(self) -> int:
-        return self.widths[-1] if self.pool == "max" else self.steps * self.step_dim
+        return self.steps * self.step_dim if self.pool == "steps" else self.widths[-1]
 
 
 class Block(nn.Module):
@@ -157,7 +158,7 @@ class R2Plus1D(nn.Module):
             # Depth-10 checkpoints have no block index in their names.
             self.add_module(name, chain[0] if blocks == 1 else nn.Sequential(*chain))
             width = out
-        self.pool = nn.AdaptiveMaxPool3d(1)
+        self.pool = nn.AdaptiveAvgPool3d(1) if config.pool == "average" else nn.AdaptiveMaxPool3d(1)
         self.step: nn.Linear | None = None
         if config.pool == "steps":
             self.step = nn.Linear(width * config.cells**2, config.step_dim)
@@ -207,6 +208,7 @@ PRESETS = {
     "r2plus1d_18": R2Plus1DConfig(),
     "r2plus1d_10": R2Plus1DConfig(blocks=(1, 1, 1, 1)),
     "r2plus1d_34": R2Plus1DConfig(blocks=(3, 4, 6, 3)),
+    "r2plus1d_18_crisscross": R2Plus1DConfig(size=112, pool="average"),
     "r2plus1d_talk": R2Plus1DConfig(
         clip_seconds=Fraction(2, 5),
         frames=10,
@@ -224,5 +226,8 @@ PRESETS = {
     ),
     "r2plus1d_tiny": R2Plus1DConfig(
         size=32, stem_width=8, widths=(8, 16), blocks=(1, 1), time_strides=(1, 2), space_strides=(1, 2)
+    ),
+    "r2plus1d_tiny_average": R2Plus1DConfig(
+        size=32, stem_width=8, widths=(8, 16), blocks=(1, 1), time_strides=(1, 2), space_strides=(1, 2), pool="average"
     ),
 }
