@@ -57,7 +57,7 @@ class Split:
                 "set model.front.frames, or leave it out"
             )
         sounds = LabelledSounds(
-            self.samples, model.clip_seconds, front.sample_rate, front, config.sound, zero_of(front)
+            self.samples, model.clip_seconds, front.sample_rate, front, config.sound, zero=zero_of(front)
         )  # fmt: skip
         if config.cache == "memory":
             sounds.keep(config.cache_gb, progress=progress)
