@@ -1,8 +1,9 @@
 """Masked pre-training of AV-MAE and of its baselines of one modality: one loop, top to bottom.
 
 Georgescu et al., "Audiovisual Masked Autoencoders" (ICCV 2023), with the values of google-research/scenic; recipes are
-in `encoders.recipe_tables.masked`. A run's folder holds ``config.json`` (resolved), ``log.jsonl``, the checkpoint, and
-at the end ``model.safetensors`` (with the decoder) and ``encoder.safetensors``, from which a bundle serves or an MBT is
+in `encoders.recipe_tables.masked`. CAV-MAE goes through the same loop (`encoders.pretrain_cav_mae`): what differs is
+what a run's config says. A run's folder holds ``config.json`` (resolved), ``log.jsonl``, the checkpoint, and at the end
+``model.safetensors`` (with the decoder) and ``encoder.safetensors``, from which a bundle serves or an MBT is
 fine-tuned (``--init``).
 
 B batch, T frame, H W pixels, U mel frame, F mel bin, N token.
@@ -33,6 +34,7 @@ from encoders.settings import from_dict, override, pick, to_dict
 from encoders.training import (
     Interrupted,
     Logs,
+    Schedule,
     any_process,
     average_gradients,
     check_finite,
@@ -49,7 +51,7 @@ from encoders.training import (
     write_json,
 )
 
-__all__ = ["PretrainConfig", "pretrain", "recipe", "resumed", "train_step"]
+__all__ = ["AVMAERun", "PretrainConfig", "pretrain", "recipe", "resumed", "train_step"]
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int, int, float], None]  # (epoch, batches of it done, batches in it, loss)
@@ -58,16 +60,13 @@ MAY_CHANGE = ("workers", "log_every", "save_every", "cache", "cache_gb")  # when
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """A whole run. Defaults are VGGSound's."""
+    """A whole run; what is learned, and how, a family of models adds. Defaults are AV-MAE's on VGGSound."""
 
-    preset: str  # an AV-MAE of the registry
+    preset: str  # of the registry
     data: str  # vggsound:PATH, folder:PATH, synthetic:N
     recipe: str = ""  # where the values come from
     splits: tuple[str, ...] = ()  # none: all
     skip_bad: bool = True  # leave recordings out whose file is missing
-    model: AVMAEConfig = field(default_factory=AVMAEConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     reading: Reading = field(default_factory=Reading)
     epochs: int = 400
     steps: int = 0  # optimizer steps in all, instead of epochs; 0: as many epochs
@@ -96,8 +95,84 @@ class PretrainConfig:
         if not 0 < self.lr <= 100:
             raise ConfigError(f"lr {self.lr} must lie in (0, 100]")
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What is read of a recording: ``video`` and ``audio``, or one of them."""
+        raise NotImplementedError
 
-def recipe(preset: str, data: str, *, name: str = "", **changes: Any) -> PretrainConfig:
+    @property
+    def kind(self) -> str:
+        """What is trained, in a few words."""
+        raise NotImplementedError
+
+    def build(self) -> Any:
+        """The model: of what `prepared` gives and masks, `forward` makes the losses, ``loss`` among them."""
+        raise NotImplementedError
+
+    def begin(self) -> Any:
+        """The model as it is before the first step."""
+        return self.build()
+
+    def masks(self, generator: torch.Generator) -> Masks:
+        """What is hidden of a whole batch."""
+        raise NotImplementedError
+
+    def prepared(self, model: Any, readings: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Readings by modality to what the model takes."""
+        raise NotImplementedError
+
+    def encoder_weights(self, model: Any) -> dict[str, Tensor]:
+        """What is left when the run is over."""
+        raise NotImplementedError
+
+    def optimizer(self, model: Any) -> torch.optim.Optimizer:
+        """Over all weights that learn."""
+        raise NotImplementedError
+
+    def schedule(self, steps: int, total: int) -> Schedule:
+        """The factor on the learning rate over the share of ``total`` steps done; ``steps`` make an epoch."""
+        return cosine(self.warmup * steps / total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AVMAERun(PretrainConfig):
+    """A whole run of AV-MAE."""
+
+    model: AVMAEConfig = field(default_factory=AVMAEConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        return dict(self.model.inputs)
+
+    @property
+    def kind(self) -> str:
+        return f"{self.model.encoder} encoder, {self.decoder.kind} decoder"
+
+    def build(self) -> MaskedAutoencoder:
+        return MaskedAutoencoder(self.model, self.decoder, self.objective)
+
+    def masks(self, generator: torch.Generator) -> Masks:
+        return draw_masks(self.model.counts, self.objective, self.batch, generator)
+
+    def prepared(self, model: Any, readings: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Pictures (B, 3, T, H, W), spectrograms (B, 1, U, F)."""
+        return {m: x[:, None] if m == "audio" else model.encoder.prepare(x, m) for m, x in readings.items()}
+
+    def encoder_weights(self, model: Any) -> dict[str, Tensor]:
+        return dict(model.encoder.state_dict())
+
+    def optimizer(self, model: Any) -> torch.optim.Optimizer:
+        """Adam whose decay is apart from the gradient, of kernels alone: not of biases, norms, or mask tokens."""
+        kernels = [p for name, p in model.named_parameters() if name.endswith(".weight") and p.ndim > 1]
+        known = {id(p) for p in kernels}
+        others = [p for p in model.parameters() if id(p) not in known]
+        groups = [{"params": kernels, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+
+
+def recipe(preset: str, data: str, *, name: str = "", **changes: Any) -> AVMAERun:
     """The run that a preset on a dataset stands for, with changes (dotted keys reach inside).
 
     ``name`` asks for one of RECIPES. What is drawn follows the model's modalities. Raises UsageError on unknown names,
@@ -113,13 +188,13 @@ def recipe(preset: str, data: str, *, name: str = "", **changes: Any) -> Pretrai
     changes = {**values, **changes}
     fusion = changes.get("model.encoder", model.encoder)
     decoder = DecoderConfig(kind="separate" if fusion == "shared" else "shared", **size)
-    start = PretrainConfig(preset=preset, data=data, recipe=name, model=model, decoder=decoder)
+    start = AVMAERun(preset=preset, data=data, recipe=name, model=model, decoder=decoder)
     absent = [m for m in MODALITIES if changes.get(f"model.{m}", "") in (None, "null", "None") or m not in model.inputs]
     changes = {k: v for k, v in changes.items() if not any(k.startswith(f"model.{m}.") for m in absent)}
     if absent:
         changes = {"objective.targets": tuple(m for m in MODALITIES if m not in absent), "model.encoder": "separate",
                    **changes}  # fmt: skip
-    config: PretrainConfig = override(start, changes)
+    config: AVMAERun = override(start, changes)
     _check(config)
     return config
 
@@ -136,13 +211,13 @@ def _recipe_name(preset: str, data: str) -> str:
 def _check(config: PretrainConfig) -> None:
     """Raises ConfigError on models that cannot be built, before anything is read."""
     with torch.device("meta"):
-        MaskedAutoencoder(config.model, config.decoder, config.objective)
+        config.build()
 
 
-def resumed(out: Path, **changes: Any) -> PretrainConfig:
+def resumed(out: Path, family: type[PretrainConfig] = AVMAERun, **changes: Any) -> PretrainConfig:
     """The config of the run in ``out`` with ``changes``; ConfigError where a change would make it another run."""
     try:
-        before = from_dict(PretrainConfig, json.loads((out / "config.json").read_text()))
+        before = from_dict(family, json.loads((out / "config.json").read_text()))
     except (OSError, ValueError) as error:
         if isinstance(error, LegatoError):
             raise
@@ -164,7 +239,7 @@ class _Run:
 
     config: PretrainConfig
     out: Path
-    model: MaskedAutoencoder
+    model: Any
     optimizer: torch.optim.Optimizer
     epoch: int = 0
     batches: int = 0  # of the epoch, done
@@ -186,8 +261,8 @@ class _Run:
 
     def export(self) -> None:
         """The weights by themselves, with what they are of."""
-        about = {"preset": self.config.preset, "config": json.dumps(to_dict(self.config.model))}
-        save_weights(self.out / "encoder.safetensors", self.model.encoder.state_dict(), about)
+        about = {"preset": self.config.preset, "config": json.dumps(to_dict(self.config)["model"])}
+        save_weights(self.out / "encoder.safetensors", self.config.encoder_weights(self.model), about)
         save_weights(self.out / "model.safetensors", self.model.state_dict())
 
 
@@ -209,7 +284,7 @@ def pretrain(
     run, instances = _set_up(config, out, device, resume, say)
     steps = len(instances.samples) // config.batch
     total = config.steps or steps * config.epochs
-    schedule = cosine(config.warmup * steps / total)
+    schedule = config.schedule(steps, total)
     first = world()[0] == 0
     if first:
         write_json(out / "config.json", to_dict(config))
@@ -258,7 +333,7 @@ def train_step(run: _Run, parts: Sequence[Part], lr: float, device: str) -> dict
     config, sums = run.config, dict[str, Tensor]()
     run.optimizer.zero_grad(set_to_none=True)
     for place, part in enumerate(parts):
-        seen = _prepared(run.model, part.clips, device)
+        seen = _prepared(run, part.clips, device)
         masks = _masks_of(run, place, len(parts)).to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16) if config.precision == "bf16" else nullcontext():
             losses = run.model(seen, masks)
@@ -275,12 +350,11 @@ def train_step(run: _Run, parts: Sequence[Part], lr: float, device: str) -> dict
     return {name: float(mean_over_processes(loss)) for name, loss in sums.items()}
 
 
-def _prepared(model: MaskedAutoencoder, clips: Any, device: str) -> dict[str, Tensor]:
-    """A part's readings to what the encoder takes: pictures (B, 3, T, H, W), spectrograms (B, 1, U, F)."""
-    names = tuple(model.encoder.config.inputs)
+def _prepared(run: _Run, clips: Any, device: str) -> dict[str, Tensor]:
+    """A part's readings to what the model takes."""
+    names = tuple(run.config.inputs)
     found: Mapping[str, Tensor] = {names[0]: clips} if isinstance(clips, Tensor) else clips
-    seen = {m: found[m].to(device, non_blocking=True) for m in names}
-    return {m: x[:, None] if m == "audio" else model.encoder.prepare(x, m) for m, x in seen.items()}
+    return run.config.prepared(run.model, {m: found[m].to(device, non_blocking=True) for m in names})
 
 
 def _masks_of(run: _Run, place: int, parts: int) -> Masks:
@@ -288,7 +362,7 @@ def _masks_of(run: _Run, place: int, parts: int) -> Masks:
     a run is the same on however many, and resumed."""
     config, (rank, processes) = run.config, world()
     generator = torch.Generator().manual_seed(int(np.random.default_rng([config.seed, run.step]).integers(2**63)))
-    whole = draw_masks(config.model.counts, config.objective, config.batch, generator)
+    whole = config.masks(generator)
     share = config.batch // processes // parts
     first = (rank * parts + place) * share
     return whole.rows(slice(first, first + share))
@@ -304,7 +378,7 @@ def _set_up(config: PretrainConfig, out: Path, device: str, resume: bool, say: S
     seed_everything(config.seed, deterministic=device == "cpu")
     _check(config)
     instances = open_readings(
-        config.data, config.model.video, config.model.audio, config.reading,
+        config.data, config.inputs.get("video"), config.inputs.get("audio"), config.reading,
         splits=config.splits, skip_bad=config.skip_bad, seed=config.seed,
     )  # fmt: skip
     _check_batch(config, len(instances.samples))
@@ -313,15 +387,15 @@ def _set_up(config: PretrainConfig, out: Path, device: str, resume: bool, say: S
         if lost:
             say(f"{lost} recordings cannot be read and are left out")
         _check_batch(config, len(instances.samples))  # what cannot be decoded is gone
-    model = MaskedAutoencoder(config.model, config.decoder, config.objective)
+    model = config.build() if resume else config.begin()
     count, steps = len(instances.samples), len(instances.samples) // config.batch
     say(
         f"{config.preset}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
-        f"{config.model.encoder} encoder, {config.decoder.kind} decoder, {count} recordings, "
+        f"{config.kind}, {count} recordings, "
         f"{config.steps or steps * config.epochs} steps of {config.batch}"
     )
     model = model.to(device).train()
-    run = _Run(config, out, model, _optimizer(config, model))
+    run = _Run(config, out, model, config.optimizer(model))
     if resume:
         run.load()
     return run, instances
@@ -342,12 +416,3 @@ def _check_batch(config: PretrainConfig, count: int) -> None:
         raise ConfigError(
             f"the warm-up of {config.warmup * steps:g} steps takes all {total}; shorten it or train longer"
         )
-
-
-def _optimizer(config: PretrainConfig, model: MaskedAutoencoder) -> torch.optim.Optimizer:
-    """Adam whose decay is apart from the gradient, of kernels alone: not of biases, norms, or mask tokens."""
-    kernels = [p for name, p in model.named_parameters() if name.endswith(".weight") and p.ndim > 1]
-    known = {id(p) for p in kernels}
-    others = [p for p in model.parameters() if id(p) not in known]
-    groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)

@@ -100,7 +100,7 @@ def test_one_modality_is_trained_alone(alone, tmp_path):
 def test_kernels_decay_and_nothing_else(tmp_path):
     config = small(epochs=1)
     model = MaskedAutoencoder(config.model, config.decoder, config.objective)
-    kernels, others = loop._optimizer(config, model).param_groups
+    kernels, others = config.optimizer(model).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     assert (kernels["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
     assert all(names[id(p)].endswith("weight") and p.ndim > 1 for p in kernels["params"])
