@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from encoders.processes import mean_over_processes
 
-__all__ = ["BinaryNCE", "info_nce"]
+__all__ = ["BinaryNCE", "info_nce", "picked"]
 
 
 class BinaryNCE(nn.Module):
@@ -41,8 +41,21 @@ class BinaryNCE(nn.Module):
         return (own + other).mean()
 
 
-def info_nce(a: Float[Tensor, "b d"], b: Float[Tensor, "b d"], temperature: float = 0.07) -> Float[Tensor, ""]:
-    """Each row of ``a`` must pick its own row of ``b`` among the batch, and the reverse; the mean of both."""
-    scores = F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T / temperature  # (B, B)
+def info_nce(
+    a: Float[Tensor, "b d"], b: Float[Tensor, "b d"], temperature: float = 0.07, *, symmetric: bool = True
+) -> Float[Tensor, ""]:
+    """Each row of ``b`` must pick its own row of ``a`` among the batch, by the cosine between them; with ``symmetric``
+    each row of ``a`` its own of ``b`` as well, and the mean of both. CAV-MAE's is the first alone, ``b`` pictures."""
+    scores = _cosines(a, b) / temperature  # (B, B)
     own = torch.arange(len(a), device=a.device)
-    return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
+    back = F.cross_entropy(scores.T, own)
+    return (F.cross_entropy(scores, own) + back) / 2 if symmetric else back
+
+
+def picked(a: Float[Tensor, "b d"], b: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
+    """The share of rows of ``b`` whose nearest row of ``a`` is their own."""
+    return (_cosines(a, b).argmax(0) == torch.arange(len(a), device=a.device)).float().mean()
+
+
+def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    return F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T

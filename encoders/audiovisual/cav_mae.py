@@ -42,7 +42,7 @@ class CAVMAEConfig:
     """The encoder; the defaults are the paper's: one picture out of ten seconds, and their sound."""
 
     video: VideoInput = field(default_factory=lambda: _picture(224, Fraction(10)))
-    audio: AudioInput = field(default_factory=lambda: _TEN_SECONDS)
+    audio: AudioInput = field(default_factory=lambda: _sound())
     dim: int = 768  # D
     depth: int = 11  # blocks of each modality
     unified_depth: int = 1  # blocks that both share
@@ -102,7 +102,9 @@ class CAVMAEConfig:
         return {"video": self.video.tubelet[1:], "audio": self.audio.patch[::-1]}
 
 
-_TEN_SECONDS = AudioInput(frames=1024, clip_seconds=Fraction(10), front="cav_mae")
+def _sound() -> AudioInput:
+    """Ten seconds, and what is missing of 1024 mel frames filled up."""
+    return AudioInput(frames=1024, clip_seconds=Fraction(10), front="cav_mae")
 
 
 def _picture(size: int, seconds: Fraction, crop_share: float = 1.0) -> VideoInput:
@@ -204,7 +206,7 @@ class CAVMAE(nn.Module):
         return self.unified(self.own(self.tokens(x, modality), modality), modality).mean(1)
 
     def prepare(self, clips: Tensor, modality: str = "", flow: Tensor | None = None) -> dict[str, Tensor]:
-        """Clips to what the model sees, ``rgb`` (B, 3, H, W) as ImageNet standardises, or hears, ``audio`` (B, U, F)."""
+        """Clips to what the model sees, ``rgb`` (B, 3, H, W) standardised, or hears, ``audio`` (B, U, F)."""
         if flow is not None:
             raise DataError("flow came to a model that sees none; leave it out, or train mm_mix")
         if self._which(modality) == "audio":
