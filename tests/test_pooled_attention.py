@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from encoders.errors import ConfigError, DataError
+from encoders.layers import pooled_attention
 from encoders.layers.pooled_attention import PooledAttention, TokenPool, relative_index, resize_table
 
 PLAIN: dict[str, Any] = {"kernel_q": (1, 1), "kernel_kv": (1, 1), "stride_q": (1, 1), "stride_kv": (1, 1)}
@@ -120,12 +121,40 @@ def reference(layer: PooledAttention, x: Tensor, grid: tuple[int, ...]) -> Tenso
 @torch.no_grad()
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_the_equation_written_out_in_float64(case):
+    """Whichever way distances reach the logits: as channels where they are few, else as a bias."""
     layer = build(**CASES[case])
     grid = CASES[case]["input_size"]
     x = tokens(layer, grid)
     y, _ = layer(x, grid)
     for row, wanted in zip(y, x, strict=True):
         torch.testing.assert_close(row, reference(layer, wanted, grid), atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize("case", ["spectrogram", "clip", "keys pooled more", "no class token"])
+def test_distances_as_channels_and_as_a_bias_are_the_same_and_learn_the_same(case, monkeypatch):
+    layer, grid = build(**CASES[case]), CASES[case]["input_size"]
+    x, found = tokens(layer, grid), []
+    for folded in (0, 1000):
+        monkeypatch.setattr(pooled_attention, "FOLDED", folded)
+        layer.zero_grad()
+        y, _ = layer(x, grid)
+        y.square().sum().backward()
+        found.append([y.detach(), *(p.grad for p in layer.parameters())])
+    for bias, channels in zip(*found, strict=True):
+        torch.testing.assert_close(channels, bias, atol=1e-11, rtol=1e-11)
+
+
+def test_channels_keep_no_number_for_every_pair():
+    layer = build(input_size=(16, 16), **PLAIN)
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        layer(tokens(layer, (16, 16), batch=1), (16, 16))
+    assert 16 + 16 > pooled_attention.FOLDED * 4 and max(sizes) >= 257 * 257  # too many places for so few channels
+    sizes.clear()
+    layer = PooledAttention(6, 64, 2, input_size=(16, 16), **PLAIN)  # in float32, for which there are such kernels
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        layer(torch.randn(1, 257, 6), (16, 16))
+    assert max(sizes) < 257 * 257
 
 
 @torch.no_grad()

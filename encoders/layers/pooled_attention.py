@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
+from torch.nn.functional import interpolate, one_hot, pad, scaled_dot_product_attention
 
 from encoders.errors import ConfigError, DataError
 from encoders.layers.block import layer_norm
@@ -26,6 +26,9 @@ from encoders.layers.block import layer_norm
 __all__ = ["Grid", "PooledAttention", "TokenPool", "check_grid", "relative_index", "resize_table"]
 
 Grid = tuple[int, ...]  # places along each axis: (rows, columns), (frequency, time) or (time, rows, columns)
+# Distances are folded into queries and keys where those get no wider than this many heads' widths more: beyond, what
+# the wider products cost is more than what the smaller memory saves.
+FOLDED = 2
 CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
@@ -110,30 +113,65 @@ class PooledAttention(nn.Module):
         q, q_grid = _pooled(self.query, q, grid)
         k, k_grid = _pooled(self.key, k, grid)
         v, _ = _pooled(self.value, v, grid)
-        bias = self.relative(q, q_grid, k_grid) if len(self.distances) else None
-        y = scaled_dot_product_attention(q, k, v, bias)  # (B, H, M, E)
+        y = self.attend(q, k, v, q_grid, k_grid)  # (B, H, M, E)
         if self.residual:
             first = int(self.class_token)
             y = torch.cat((y[:, :, :first], y[:, :, first:] + q[:, :, first:]), 2)
         return self.out(y.transpose(1, 2).flatten(2)), q_grid
 
-    def relative(self, q: Float[Tensor, "b h m e"], q_grid: Grid, k_grid: Grid) -> Float[Tensor, "b h m l"]:
-        """What distance adds to each logit: a query times the learned vector of its distance to a key, over the axes.
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, q_grid: Grid, k_grid: Grid) -> Float[Tensor, "b h m e"]:
+        """What queries find among keys, by product and distance.
 
-        Nothing is added where the class token asks or is asked.
+        Where an axis has few places the distances become channels of queries and keys (`folded`); else, and where only
+        shapes are computed, so that costs are counted as published, they are a bias on all pairs.
         """
-        first = int(self.class_token)
-        places = q[:, :, first:].unflatten(2, q_grid)  # (B, H, *q_grid, E)
-        axes = len(q_grid)
-        total = places.new_zeros(())
+        if not len(self.distances):
+            return scaled_dot_product_attention(q, k, v)
+        met = self.met(q, q_grid, k_grid)
+        if sum(k_grid) <= FOLDED * q.shape[-1] and not q.is_meta:
+            return self.folded(q, k, v, met, k_grid)
+        return scaled_dot_product_attention(q, k, v, self.bias(met))
+
+    def met(self, q: Float[Tensor, "b h m e"], q_grid: Grid, k_grid: Grid) -> list[Tensor]:
+        """By axis, each query on the grid times the learned vector of its distance to each place of the keys along the
+        axis: (B, H, *q_grid, b)."""
+        places = q[:, :, int(self.class_token) :].unflatten(2, q_grid)  # (B, H, *q_grid, E)
+        out = []
         for axis, (table, a, b) in enumerate(zip(self.distances, q_grid, k_grid, strict=True)):
             rows = resize_table(table, 2 * max(a, b) - 1)[relative_index(a, b, table.device)]  # (a, b, E)
             asked = places.movedim(2 + axis, 2)  # (B, H, a, *other axes, E)
             met = asked.flatten(3, -2) @ rows.transpose(1, 2)  # (B, H, a, others, b)
-            met = met.unflatten(3, asked.shape[3:-1]).movedim(2, 2 + axis)  # (B, H, *q_grid, b)
-            total = total + met.unflatten(-1, [b if i == axis else 1 for i in range(axes)])
-        bias = total.flatten(2, 1 + axes).flatten(3)  # (B, H, M - first, L - first)
-        return pad(bias, (first, 0, first, 0)) if first else bias
+            out.append(met.unflatten(3, asked.shape[3:-1]).movedim(2, 2 + axis))
+        return out
+
+    def bias(self, met: Sequence[Tensor]) -> Float[Tensor, "b h m l"]:
+        """What distance adds to each logit, the sum over axes; nothing where the class token asks or is asked."""
+        first, axes = int(self.class_token), len(met)
+        total: Tensor | float = 0.0
+        for axis, part in enumerate(met):
+            total = total + part.unflatten(-1, [part.shape[-1] if i == axis else 1 for i in range(axes)])
+        assert isinstance(total, Tensor)
+        return pad(total.flatten(2, 1 + axes).flatten(3), (first, 0, first, 0))  # (B, H, M, L)
+
+    def folded(self, q: Tensor, k: Tensor, v: Tensor, met: Sequence[Tensor], k_grid: Grid) -> Float[Tensor, "b h m e"]:
+        """The same without a number for every pair: a query brings what it met along each axis as further channels, a
+        key says its place there with a one, and the product of both is the logit with its bias.
+
+        Kernels of attention then need memory in proportion to the tokens. Values are widened alike, which some of them
+        want, and cut again.
+        """
+        width, first = q.shape[-1], int(self.class_token)
+        brought = torch.cat([part.flatten(2, -2) for part in met], -1)  # (B, H, M - first, sum of k_grid)
+        asking = torch.cat((q * width**-0.5, pad(brought, (0, 0, first, 0)).to(q.dtype)), -1)
+        asked = torch.cat((k, pad(_places(k_grid, k), (0, 0, first, 0)).expand(*k.shape[:2], -1, -1)), -1)
+        y = scaled_dot_product_attention(asking, asked, pad(v, (0, sum(k_grid))), scale=1.0)
+        return y[..., :width]
+
+
+def _places(grid: Grid, like: Tensor) -> Float[Tensor, "l places"]:
+    """Of each place of a grid, its place along every axis: a one among zeros, axis beside axis."""
+    along = torch.meshgrid([torch.arange(side, device=like.device) for side in grid], indexing="ij")
+    return torch.cat([one_hot(at.flatten(), side) for at, side in zip(along, grid, strict=True)], 1).to(like.dtype)
 
 
 def relative_index(a: int, b: int, device: torch.device | None = None) -> Int[Tensor, "a b"]:
