@@ -7,10 +7,10 @@ the frame at the beginning of each interval instead of its middle.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from encoders.errors import DataError, LegatoError, UsageError
 __all__ = [
     "PairSpec",
     "Pairs",
+    "Readable",
     "RecordedPairs",
     "is_still",
     "open_pairs",
@@ -88,6 +89,16 @@ def why_unreadable(sample: Sample) -> str:
     return ""
 
 
+class Readable(Protocol):
+    """Instances that can be read again and again, whatever a reading is made of."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, random: np.random.Generator) -> tuple[Any, ...]:
+        """The arrays of a reading; raises LegatoError where the recording is broken."""
+        ...
+
+
 class Pairs(Protocol):
     """Instances that can be read again and again, a little different each time."""
 
@@ -131,7 +142,9 @@ class RecordedPairs:
         sample = self.samples[index]
         sound_at, picture_at = self.spans(sample, random)
         read = self.read_clip or _reader()
-        look = ClipSpec(seconds=self.spec.video_seconds, video=self.spec.video)
+        # The face region keeps the decoded size, of which a box is cut; the frame region is a square already.
+        whole = replace(self.spec.video, region="face")
+        look = ClipSpec(seconds=self.spec.video_seconds, video=whole)
         listen = ClipSpec(seconds=self.spec.audio_seconds, audio=self.spec.audio)
         video, _ = read(sample.path, picture_at, look.seconds, look)
         _, audio = read(sample.path, sound_at, listen.seconds, listen)
@@ -166,8 +179,8 @@ def _duration(path: Path) -> float:
         return media.duration
 
 
-def read_or_next(pairs: Pairs, index: int, random: np.random.Generator) -> tuple[int, Video, Audio]:
-    """A reading and the instance it is of; a broken recording is replaced by the one after it, as published.
+def read_or_next(pairs: Readable, index: int, random: np.random.Generator) -> tuple[Any, ...]:
+    """The instance that was read, and its arrays; a broken recording is replaced by the one after it, as published.
 
     Raises DataError when many in a row are broken.
     """
