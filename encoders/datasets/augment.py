@@ -21,7 +21,7 @@ from encoders.datasets.rand_augment import luma, rand_augment
 from encoders.datasets.transforms import change_colours, random_resized_crop
 from encoders.errors import ConfigError
 
-__all__ = ["Augment", "colour_jitter", "crop_at", "erased", "simclr", "to_short_side"]
+__all__ = ["Augment", "blur", "colour_jitter", "crop_at", "erased", "simclr", "to_short_side"]
 
 Clip = NDArray[np.uint8]
 Field = NDArray[np.float32]  # movement
@@ -165,13 +165,14 @@ def simclr(clip: Clip, random: np.random.Generator, strength: float = 0.75) -> C
     if random.random() < 0.2 and clip.ndim == 4:
         clip = np.repeat(np.rint(luma(clip)).astype(np.uint8), 3, -1)
     if random.random() < 0.5:
-        clip = _blur(clip, random.uniform(0.1, 2.0))
+        clip = blur(clip, random.uniform(0.1, 2.0))
     if random.random() < 0.2:
         clip = np.where(clip < 128, clip, 255 - clip)
     return clip[::-1] if random.random() < 0.5 else clip
 
 
-def _blur(clip: Clip, sigma: float) -> Clip:
+def blur(clip: Clip, sigma: float) -> Clip:
+    """All frames blurred alike; ``sigma`` in pixels."""
     import cv2  # late: heavy
 
     side = max(3, clip.shape[1] // 10 | 1)  # a tenth of the picture, odd
