@@ -54,7 +54,8 @@ def _tokens(modality: str, suffix: str, config: MBTConfig) -> list[Rule]:
     if config.positions == "learned":
         table.append(Rule(f"Transformer/posembed_input{suffix}/pos_embedding", f"{target}.positions"))
     if config.pool == "token":
-        table.append(Rule("cls" if len(config.inputs) == 1 else f"cls{suffix.removeprefix('_')}", f"{target}.cls"))
+        cls = "cls" if len(config.inputs) == 1 else f"cls{suffix.removeprefix('_')}"
+        table += [Rule(cls, f"{target}.cls")] if cls != "cls" or suffix == SUFFIXES[modality][0] else []
     return table
 
 
