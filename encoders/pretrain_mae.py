@@ -51,7 +51,7 @@ from encoders.training import (
     write_json,
 )
 
-__all__ = ["AVMAERun", "PretrainConfig", "pretrain", "recipe", "resumed", "train_step"]
+__all__ = ["AVMAERun", "PretrainConfig", "open_instances", "pretrain", "recipe", "resumed", "train_step"]
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int, int, float], None]  # (epoch, batches of it done, batches in it, loss)
@@ -275,13 +275,14 @@ def pretrain(
     tensorboard: bool = False,
     progress: Progress | None = None,
     say: Say = lambda sentence: None,
+    instances: Instances | None = None,
 ) -> Path:
-    """Train and give the folder of the weights.
+    """Train and give the folder of the weights. ``instances``: readings that are there already, of the config's data.
 
     On Ctrl-C the state is saved and Interrupted raised; ``resume`` goes on from there, on a CPU to the same bits as
     a run never interrupted.
     """
-    run, instances = _set_up(config, out, device, resume, say)
+    run, instances = _set_up(config, out, device, resume, say, instances)
     steps = len(instances.samples) // config.batch
     total = config.steps or steps * config.epochs
     schedule = config.schedule(steps, total)
@@ -371,22 +372,16 @@ def _masks_of(run: _Run, place: int, parts: int) -> Masks:
 # --- before the first step --------------------------------------------------------------------------------------
 
 
-def _set_up(config: PretrainConfig, out: Path, device: str, resume: bool, say: Say) -> tuple[_Run, Instances]:
+def _set_up(
+    config: PretrainConfig, out: Path, device: str, resume: bool, say: Say, instances: Instances | None
+) -> tuple[_Run, Instances]:
     """Everything before the first step; contradictions are refused here."""
     if not resume and (out / "checkpoint.json").exists():
         raise ConfigError(f"{out} already holds a run; go on with --resume, or choose another --out")
     seed_everything(config.seed, deterministic=device == "cpu")
     _check(config)
-    instances = open_readings(
-        config.data, config.inputs.get("video"), config.inputs.get("audio"), config.reading,
-        splits=config.splits, skip_bad=config.skip_bad, seed=config.seed,
-    )  # fmt: skip
+    instances = open_instances(config, say) if instances is None else instances
     _check_batch(config, len(instances.samples))
-    if config.cache == "memory":
-        lost = instances.keep(config.cache_gb)  # type: ignore[attr-defined]
-        if lost:
-            say(f"{lost} recordings cannot be read and are left out")
-        _check_batch(config, len(instances.samples))  # what cannot be decoded is gone
     model = config.build() if resume else config.begin()
     count, steps = len(instances.samples), len(instances.samples) // config.batch
     say(
@@ -399,6 +394,20 @@ def _set_up(config: PretrainConfig, out: Path, device: str, resume: bool, say: S
     if resume:
         run.load()
     return run, instances
+
+
+def open_instances(config: PretrainConfig, say: Say = lambda sentence: None) -> Instances:
+    """What a run reads, decoded where the config keeps it in memory."""
+    instances = open_readings(
+        config.data, config.inputs.get("video"), config.inputs.get("audio"), config.reading,
+        splits=config.splits, skip_bad=config.skip_bad, seed=config.seed,
+    )  # fmt: skip
+    _check_batch(config, len(instances.samples))  # before anything is decoded
+    if config.cache == "memory":
+        lost = instances.keep(config.cache_gb)
+        if lost:
+            say(f"{lost} recordings cannot be read and are left out")
+    return instances
 
 
 def _check_batch(config: PretrainConfig, count: int) -> None:

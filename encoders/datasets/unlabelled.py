@@ -17,7 +17,7 @@ from encoders.audiovisual.inputs import AudioInput, VideoInput
 from encoders.clips import ClipSpec, VideoSpec
 from encoders.datasets.augment import Augment, to_short_side
 from encoders.datasets.corpus import open_corpus
-from encoders.datasets.labelled import Instances, LabelledClips, Look
+from encoders.datasets.labelled import LabelledClips, Look
 from encoders.datasets.labelled_pairs import Hearing, LabelledPairs, Span
 from encoders.datasets.labelled_sounds import LabelledSounds
 from encoders.datasets.sample import Sample
@@ -68,7 +68,7 @@ def open_readings(
     splits: Sequence[str] = (),
     skip_bad: bool = True,
     seed: int = 0,
-) -> Instances:
+) -> LabelledClips | LabelledSounds | BothPairs:
     """``NAME:PATH`` of a dataset, or ``synthetic:N``, as a model of these inputs sees it.
 
     Raises UsageError or DataError where there is nothing to read, ConfigError where faces are wanted and no face net is
