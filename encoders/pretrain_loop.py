@@ -1,6 +1,6 @@
 """What pre-training of pairs of encoders has in common, whatever it learns by: batches, one loop, exact resumption.
 
-A method brings a config (`PairConfig`, with its own fields) and a run (`PairRun`, with what a step is); `fit` is the loop.
+A method brings a config (a `PairConfig` with fields of its own) and a run (a `PairRun` that says what a step is).
 A run's folder holds ``config.json`` (resolved), ``log.jsonl``, the checkpoint, and at the end the weights:
 ``video.safetensors``, ``audio.safetensors`` (the encoders) and ``model.safetensors`` (with what is around them).
 """
