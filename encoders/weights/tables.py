@@ -4,7 +4,7 @@ A table is a function ``rules(config) -> list[Rule]`` in the file of its model; 
 has an ``initialise`` beside it. A new model brings one line here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
 
@@ -18,9 +18,12 @@ __all__ = ["LAYOUTS", "STARTS", "TABLES", "layout_of", "reader_of", "start_of", 
 LAYOUTS = {
     "scenic": "a model trained with the public JAX code (Flax msgpack, flat npz)",
     "huggingface": "a model of transformers (safetensors); of AST also by its authors' names",
+    "cav_mae": "a model trained with the public code of CAV-MAE, its state dict as safetensors",
     "slowfast": "a model trained with the public code of MViTv2, its model_state as safetensors",
+    "avid_cma": "a model trained with the public code of AVID-CMA, its model as safetensors",
+    "crisscross": "a network trained with the public code of CrissCross, or its training state's model, as safetensors",
     "image_vit": "image ViTs to start from, one, or one per view, coarsest first (Flax msgpack, flat npz); MViTv2 and "
-    "MAT start from a MViTv2 of pictures (slowfast)",
+    "MAT start from a MViTv2 of pictures (slowfast), CAV-MAE from a vision MAE",
 }
 
 TABLES: dict[str, dict[str, str]] = {
@@ -31,7 +34,11 @@ TABLES: dict[str, dict[str, str]] = {
     "MViTv2": {"slowfast": "encoders.weights.mvitv2"},
     "AST": {"huggingface": "encoders.weights.ast_published"},
     "AVMAE": {"scenic": "encoders.weights.av_mae"},
+    "CAVMAE": {"cav_mae": "encoders.weights.cav_mae"},
     "MBT": {"scenic": "encoders.weights.mbt"},
+    "R2Plus1D": {"avid_cma": "encoders.weights.avid_cma", "crisscross": "encoders.weights.crisscross"},
+    "Conv2D": {"avid_cma": "encoders.weights.avid_cma"},
+    "ResNet2D": {"crisscross": "encoders.weights.crisscross"},
 }
 
 STARTS = {
@@ -41,18 +48,23 @@ STARTS = {
     "PolyViT": "encoders.weights.polyvit",
     "MViTv2": "encoders.weights.mvitv2",
     "MAT": "encoders.weights.mvitv2",
+    "CAVMAE": "encoders.weights.cav_mae",
     "AST": "encoders.weights.ast_start",
     "MBT": "encoders.weights.mbt",
 }
 PER_VIEW = ("MTV", "MMMix")  # these start from an image ViT for each view
 
 
-def layout_of(preset: str, found: str) -> str:
+def layout_of(preset: str, found: str, names: Iterable[str] = ()) -> str:
     """The layout of a file found to be "scenic" or "huggingface": that of the class where it has but one other, since
-    a safetensors file does not say by whose names it goes."""
+    a safetensors file does not say by whose names it goes; of several the one that recognises the names."""
     tables = TABLES.get(pick(ENCODERS, preset, "encoder").partition(":")[2], {})
     others = [layout for layout in tables if layout != "scenic"]
-    return others[0] if found == "huggingface" and len(others) == 1 else found
+    if found != "huggingface" or not others:
+        return found
+    names = list(names)
+    known = (one for one in others[1:] if import_module(tables[one]).recognises(names))
+    return next(known, others[0])
 
 
 def table_of(preset: str, layout: str) -> Callable[[Any], list[Rule]]:

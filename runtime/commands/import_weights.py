@@ -30,7 +30,7 @@ def import_weights(
     ],
     out: Annotated[Path, typer.Option(help="The weights to write (*.safetensors).")],
     layout: Annotated[
-        str, typer.Option(help="auto, scenic, huggingface, slowfast: whose names the file has; image_vit: a start.")
+        str, typer.Option(help="auto, scenic, huggingface, slowfast, cav_mae: whose names the file has; image_vit: a start.")
     ] = "auto",
     inflation: Annotated[
         str, typer.Option(help="image_vit: central or average, how a patch kernel becomes a tubelet's.")
@@ -69,7 +69,7 @@ def import_weights(
         options = {"inflation": inflation} | ({"time": time} if time != "copy" else {})
         weights = _started(preset, changes, found, files, options, seed)
     else:
-        layout = layout_of(preset, found[0].layout) if layout == "auto" else layout
+        layout = layout_of(preset, found[0].layout, found[0].arrays) if layout == "auto" else layout
         weights, left_out = _converted(preset, layout, config, changes, found[0], str(files[0]))
     names = ", ".join(file.name for file in files)
     about = {"preset": preset, "config": as_line(to_dict(config)), "layout": layout, "source": names}
