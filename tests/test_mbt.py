@@ -17,6 +17,7 @@ from encoders.datasets.sample import Sample
 from encoders.errors import ConfigError, DataError, UsageError
 from encoders.labelled_data import Split
 from encoders.objectives import StepTargets, losses_of
+from encoders.readings import prepared
 from encoders.recipes import recipe
 from encoders.registry import ENCODERS, build, config_of
 from encoders.settings import from_dict, to_dict
@@ -531,6 +532,14 @@ def test_as_many_of_each():
     video, audio = some()
     with pytest.raises(DataError, match="2 of rgb and 3 of audio are not the same clips; give as many of each"):
         awake().logits({"rgb": video[:2], "audio": audio})
+
+
+def test_a_model_of_sound_alone_is_trained_on_spectrograms():
+    model = awake(replace(SMALL, video=None))
+    x = prepared(model, some()[1])
+    found = losses_of(model, x, step_of(torch.eye(3)))
+    torch.testing.assert_close(found["audio"], TASK.compute_loss(model.logits(x), torch.eye(3)))
+    assert list(found) == ["audio"]
 
 
 def test_silence_and_a_black_clip_give_finite_features():

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from encoders.audio.log_mel import FRONTS
 from encoders.audiovisual.fusion import MODALITIES, FusedBlocks, FusionConfig, Masks
-from encoders.audiovisual.inputs import AudioInput, Input, VideoInput, check_shape, heard
+from encoders.audiovisual.inputs import AudioInput, Input, VideoInput, check_shape
+from encoders.audiovisual.inputs import heard as spectrograms_of
 from encoders.audiovisual.presence import lose_modality
 from encoders.datasets.mixup import mix_named
 from encoders.errors import ConfigError, DataError
@@ -172,10 +173,14 @@ class MBT(nn.Module):
             raise DataError("flow came to a model that sees none; leave it out, or train mm_mix")
         if modality == "audio":
             assert self.config.audio is not None
-            return {"audio": heard(self.config.audio, clips)}
+            return {"audio": spectrograms_of(self.config.audio, clips)}
         assert self.config.video is not None
         pictures = signed_pictures(clips)
         return {"rgb": motion_of(pictures) if self.config.video.motion else pictures}
+
+    def heard(self, spectrograms: Float[Tensor, "b u f"]) -> dict[str, Tensor]:
+        """Spectrograms that the front made, as `prepare` gives them: what a model of sound alone is trained on."""
+        return {"audio": spectrograms}
 
     # both at once
 
