@@ -25,7 +25,9 @@ from encoders.audiovisual.av_mae import MODALITIES, AVMAEConfig
 from encoders.audiovisual.av_mae_decoder import DecoderConfig, MaskedAutoencoder, Masks, ObjectiveConfig, draw_masks
 from encoders.batches import Part, micro_batches
 from encoders.datasets.labelled import Instances
-from encoders.datasets.unlabelled import Reading, open_readings
+from encoders.datasets.labelled_pairs import require_both
+from encoders.datasets.labelled_sounds import LabelledSounds, require_sound
+from encoders.datasets.unlabelled import BothPairs, Reading, open_readings
 from encoders.errors import ConfigError, DataError, LegatoError
 from encoders.processes import wait_for_all
 from encoders.recipe_tables.masked import CHOICES, DECODERS, RECIPES
@@ -109,8 +111,8 @@ class PretrainConfig:
         """The model: of what `prepared` gives and masks, `forward` makes the losses, ``loss`` among them."""
         raise NotImplementedError
 
-    def begin(self) -> Any:
-        """The model as it is before the first step."""
+    def begin(self, say: Say) -> Any:
+        """The model as it is before the first step; what there is to say of that is said."""
         return self.build()
 
     def masks(self, generator: torch.Generator) -> Masks:
@@ -382,7 +384,7 @@ def _set_up(
     _check(config)
     instances = open_instances(config, say) if instances is None else instances
     _check_batch(config, len(instances.samples))
-    model = config.build() if resume else config.begin()
+    model = config.build() if resume else config.begin(say)
     count, steps = len(instances.samples), len(instances.samples) // config.batch
     say(
         f"{config.preset}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
@@ -407,6 +409,10 @@ def open_instances(config: PretrainConfig, say: Say = lambda sentence: None) -> 
         lost = instances.keep(config.cache_gb)
         if lost:
             say(f"{lost} recordings cannot be read and are left out")
+    if isinstance(instances, BothPairs):
+        require_both(instances)
+    elif isinstance(instances, LabelledSounds):
+        require_sound(instances)
     return instances
 
 

@@ -176,6 +176,13 @@ def test_recordings_on_disk_are_read_and_those_without_sound_replaced(tmp_path):
     assert log(silent)[-1]["unreadable"] == 0
 
 
+def test_recordings_that_all_lack_sound_are_refused_before_the_first_step(tmp_path):
+    data = two_seconds(tmp_path / "data", deaf=range(4))
+    with pytest.raises(DataError, match="none of 4 recordings looked at has sound; give recordings with both"):
+        pretrain(small(data, epochs=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_sound_may_last_longer_than_its_pictures(tmp_path):
     """Both begin as far along what there is of each: MBT and AV-MAE hear 8 s around the 2.56 s they see."""
     readings = open_readings(two_seconds(tmp_path / "data"), VIDEO, LONG, Reading(stride=4))
