@@ -1,4 +1,4 @@
-"""Training on sound alone: what is read, how it is mixed and drawn, AST's schedule and mean of weights, what is left."""
+"""Training on sound alone: what is read, mixed and drawn, AST's schedule and mean of weights, and what is left."""
 
 import json
 import signal
@@ -218,7 +218,7 @@ def test_a_run_of_all_of_it_goes_on_to_the_same_bits(data, tmp_path):
 # --- whole runs -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["ast_tiny", "conv2d_tiny"])
+@pytest.mark.parametrize("preset", ["ast_tiny", pytest.param("conv2d_tiny", marks=pytest.mark.slow)])
 def test_a_tone_is_learned_and_the_encoder_kept_by_itself(preset, data, tmp_path):
     said = []
     still = {"sound.mixup": 0.0, "sound.frequency_masks": 0, "sound.time_masks": 0, "lr": 0.01}
