@@ -30,7 +30,7 @@ def import_weights(
     ],
     out: Annotated[Path, typer.Option(help="The weights to write (*.safetensors).")],
     layout: Annotated[
-        str, typer.Option(help="auto, scenic, huggingface, slowfast, cav_mae: whose names the file has; image_vit: a start.")
+        str, typer.Option(help="auto, scenic, huggingface, slowfast, cav_mae: whose names it has; image_vit: a start.")
     ] = "auto",
     inflation: Annotated[
         str, typer.Option(help="image_vit: central or average, how a patch kernel becomes a tubelet's.")
