@@ -17,7 +17,8 @@ from encoders.errors import ConfigError
 from encoders.registry import build, config_of
 
 __all__ = [
-    "Classifier", "build_classifier", "encoder_file", "encoder_weights", "load_encoder", "modalities_of", "start_from",
+    "Classifier", "build_classifier", "encoder_file", "encoder_weights", "head_names", "load_encoder", "modalities_of",
+    "start_from",
 ]  # fmt: skip
 
 
@@ -68,6 +69,12 @@ def encoder_weights(model: nn.Module, preset: str, overrides: Mapping[str, Any])
     return {k: weights[k] for k in _own(preset, overrides)}
 
 
+def head_names(model: nn.Module, preset: str, overrides: Mapping[str, Any]) -> set[str]:
+    """The weights of a classifier that its encoder by itself does not have."""
+    within = "encoder." if isinstance(model, Classifier) else ""
+    return set(model.state_dict()) - {within + name for name in _own(preset, overrides)}
+
+
 def start_from(model: nn.Module, weights: Mapping[str, Tensor], preset: str, overrides: Mapping[str, Any]) -> bool:
     """Weights of an encoder, or of a whole classifier, into a new one; True where the head came along.
 
@@ -75,9 +82,7 @@ def start_from(model: nn.Module, weights: Mapping[str, Tensor], preset: str, ove
     """
     own = model.state_dict()
     whole = weights if any(k in own for k in weights) else {f"encoder.{k}": v for k, v in weights.items()}
-    within = "encoder." if isinstance(model, Classifier) else ""
-    trunk = {within + name for name in _own(preset, overrides)}
-    head = set(own) - trunk
+    head = head_names(model, preset, overrides)
     fits = all(k in whole and whole[k].shape == own[k].shape for k in head)
     chosen = {k: v for k, v in whole.items() if fits or k not in head}
     load_weights(model, {**({} if fits else {k: own[k] for k in head}), **chosen}, what="the weights to start from")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from encoders.batches import Part, micro_batches
-from encoders.classifier import build_classifier, encoder_file, encoder_weights, start_from
+from encoders.classifier import build_classifier, encoder_file, encoder_weights, head_names, start_from
 from encoders.cost import clip_macs, how_much
 from encoders.datasets.balance import balanced_weights
 from encoders.datasets.labelled import Instances
@@ -31,7 +31,7 @@ from encoders.datasets.mixup import mixed, unmixed
 from encoders.ema import EMA, EpochMean
 from encoders.errors import ConfigError
 from encoders.labelled_data import open_splits
-from encoders.layer_decay import with_layer_decay
+from encoders.layer_decay import with_head_lr, with_layer_decay
 from encoders.multi_view import test
 from encoders.objectives import StepTargets, check_run, losses_of
 from encoders.processes import wait_for_all
@@ -357,6 +357,8 @@ def make_optimizer(config: FinetuneConfig, model: torch.nn.Module) -> torch.opti
     """As the config says, over all weights that learn."""
     groups = parameter_groups([model], config.weight_decay, decay_vectors=config.optimizer != "adamw")
     groups = with_layer_decay(groups, model, config.layer_decay)
+    if config.head_lr != 1:
+        groups = with_head_lr(groups, model, head_names(model, config.preset, config.encoder), config.head_lr)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
     if config.optimizer == "adam":

@@ -12,7 +12,7 @@ from torch import nn
 
 from encoders.errors import ConfigError
 
-__all__ = ["layer_of", "with_layer_decay"]
+__all__ = ["layer_of", "with_head_lr", "with_layer_decay"]
 
 BLOCK = re.compile(r"(?:^|\.)blocks\.(?:[a-z_]+\.)?(\d+)\.")  # encoder.blocks.3.norm1, encoder.blocks.video.3.norm1
 FIRST = re.compile(r"(?:^|\.)(?:tokens|tokenizers|embed|positions|places|cls)(?:\.|$)")
@@ -44,4 +44,16 @@ def with_layer_decay(groups: list[dict[str, Any]], model: nn.Module, decay: floa
         for parameter in group["params"]:
             by_layer.setdefault(layer_of(names[id(parameter)], depth), []).append(parameter)
         split += [{**group, "params": by_layer[i], "scale": decay ** (depth + 1 - i)} for i in sorted(by_layer)]
+    return split
+
+
+def with_head_lr(groups: list[dict[str, Any]], model: nn.Module, head: set[str], factor: float) -> list[dict[str, Any]]:
+    """The same groups, the parameters called ``head`` apart, with ``factor`` on their learning rate (CAV-MAE)."""
+    mine = {id(p) for name, p in model.named_parameters() if name in head}
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        for of_head, scale in ((False, 1.0), (True, factor)):
+            chosen = [p for p in group["params"] if (id(p) in mine) == of_head]
+            if chosen:
+                split.append({**group, "params": chosen, "scale": group.get("scale", 1.0) * scale})
     return split

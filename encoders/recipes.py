@@ -17,7 +17,7 @@ from encoders.datasets.augment import Augment
 from encoders.datasets.spectrograms import Spectrograms
 from encoders.datasets.views import views_of
 from encoders.errors import ConfigError, DataError, LegatoError
-from encoders.recipe_tables import audio, audiovisual, av_mae, video
+from encoders.recipe_tables import audio, audiovisual, av_mae, cav_mae, video
 from encoders.registry import config_of
 from encoders.settings import from_dict, override, pick, to_dict
 
@@ -62,6 +62,7 @@ class FinetuneConfig:
     sampling: Literal["uniform", "balanced"] = "uniform"  # balanced: with replacement, rare classes as often
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"  # adam: weight decay is part of the gradient
     lr: float = 0.1
+    head_lr: float = 1.0  # factor on the learning rate of the head
     momentum: float = 0.9
     momentum_precision: Literal["fp32", "bf16"] = "fp32"
     betas: tuple[float, float] = (0.9, 0.999)  # adam, adamw
@@ -104,6 +105,8 @@ class FinetuneConfig:
                 raise ConfigError(f"{name} {getattr(self, name)} must not be negative; use 0 for none")
         if not 0 < self.lr <= 100:
             raise ConfigError(f"lr {self.lr} must lie in (0, 100]")
+        if not self.head_lr > 0:
+            raise ConfigError(f"head_lr {self.head_lr} must be more than 0; use 1 for the learning rate of all else")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay {self.layer_decay} must lie in (0, 1]; use 1 for none")
         for name in ("smoothing", "ema", "floor", "momentum"):
@@ -145,11 +148,11 @@ class FinetuneConfig:
         return overrides
 
 RECIPES: dict[str, dict[str, Any]] = {
-    **video.RECIPES, **audio.RECIPES, **audiovisual.RECIPES, **av_mae.RECIPES,
+    **video.RECIPES, **audio.RECIPES, **audiovisual.RECIPES, **av_mae.RECIPES, **cav_mae.FINETUNED,
 }  # fmt: skip
 # (family, dataset) to a recipe; the family's longest match counts, "" is any dataset.
 CHOICES: dict[tuple[str, str], str] = {
-    **video.CHOICES, **audio.CHOICES, **audiovisual.CHOICES, **av_mae.CHOICES,
+    **video.CHOICES, **audio.CHOICES, **audiovisual.CHOICES, **av_mae.CHOICES, **cav_mae.FINETUNED_CHOICES,
 }  # fmt: skip
 
 
