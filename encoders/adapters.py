@@ -44,6 +44,7 @@ class Adapted(nn.Module):
         self.config = encoder.config
         if hasattr(encoder, "dtype"):  # it computes in a precision of its own choice (encoders.serving)
             self.dtype = encoder.dtype
+        self.on_device = getattr(encoder, "on_device", True)  # False: it computes on the CPU, whatever the device
 
     @property
     def no_face(self) -> Tensor | None:

@@ -36,6 +36,8 @@ class VideoSpec:
     pixel_format: str = "gray"  # gray, rgb24
     region: str = "frame"  # frame, face
     crop_share: float = 1.0
+    margin: float = 1.0  # of the face region: mouth boxes from side to side; about 2 shows the whole face
+    lift: float = 0.0  # of the face region: how far above the mouth its middle lies, in mouth boxes
     max_side: int = 640  # decoded frames are scaled down so that no side exceeds this
 
 

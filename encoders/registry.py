@@ -28,7 +28,6 @@ _MBT = "encoders.audiovisual.mbt:MBT"
 _MBT_AV_MAE = "encoders.audiovisual.mbt_av_mae:MBT"
 _AV_MAE = "encoders.audiovisual.av_mae:AVMAE"
 _CAV_MAE = "encoders.audiovisual.cav_mae:CAVMAE"
-_CAV_MAE = "encoders.audiovisual.cav_mae:CAVMAE"
 _MVITV2 = "encoders.video.mvitv2:MViTv2"
 _MAT = "encoders.audio.mat:MAT"
 _MMT = "encoders.audiovisual.mmt:MMT"
@@ -169,8 +168,6 @@ ENCODERS: dict[str, str] = {
     "av_mae_large_video": _AV_MAE,
     "av_mae_large_audio": _AV_MAE,
     "av_mae_tiny": _AV_MAE,
-    "cav_mae_base": _CAV_MAE,
-    "cav_mae_tiny": _CAV_MAE,
     "cav_mae_base": _CAV_MAE,
     "cav_mae_tiny": _CAV_MAE,
     "mvitv2_base": _MVITV2,

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,11 +18,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from encoders import registry
+from encoders import external, registry
 from encoders.adapters import spec_of
 from encoders.clips import AudioSpec, ClipSpec
 from encoders.errors import DataError
 from encoders.heads import HEADS, build_head
+from encoders.packages import Package
 from encoders.settings import override, to_dict
 from imputation.features import FeatureSet, Standardiser
 from imputation.stored import load_imputer
@@ -40,7 +41,10 @@ HEADS_OF_TRAINING = ("head.", "heads.")  # a trained classifier's last layers: n
 
 @dataclass(frozen=True)
 class EncoderChoice:
-    """A preset, its weights (None: fresh ones), and what is set in its config."""
+    """A preset, its weights (None: fresh ones), and what is set in its config.
+
+    ``external:FILE.onnx`` is ``external:onnx`` with that file as its weights.
+    """
 
     preset: str
     weights: Path | None = None
@@ -69,7 +73,7 @@ class Assembled:
     """A manifest, the tensors of each file it names, and what is worth saying about it."""
 
     manifest: Manifest
-    tensors: dict[str, dict[str, Tensor]]
+    tensors: dict[str, dict[str, Tensor] | bytes]
     notes: tuple[str, ...]
 
 
@@ -85,13 +89,15 @@ def assemble(plan: Plan) -> Assembled:
 class _Assembly:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.tensors: dict[str, dict[str, Tensor]] = {}
+        self.tensors: dict[str, dict[str, Tensor] | bytes] = {}
         self.notes: list[str] = []
+        self.choices: dict[str, EncoderChoice] = {}
+        self.seconds = self._settle()
         self.data = None if plan.features is None else FeatureSet.load(plan.features)
         self.heads = [_described(folder, "head", "legato train head") for folder in plan.heads]
 
     def assembled(self) -> Assembled:
-        seconds = self._clip_seconds()
+        seconds = self.seconds
         encoders = self._encoders(seconds)
         width = max(dim for _, dim in encoders.values())
         values: dict[str, Any] = {
@@ -112,22 +118,25 @@ class _Assembly:
 
     # -- encoders -----------------------------------------------------------------------------------------------
 
-    def _clip_seconds(self) -> Fraction:
-        """As asked for, or as the first encoder (video before audio) has it."""
-        if self.plan.clip_seconds is not None:
-            return self.plan.clip_seconds
-        choice = next(self.plan.encoders[m] for m in ("video", "audio") if m in self.plan.encoders)
-        with torch.device("meta"):
-            encoder: Any = registry.build(choice.preset, **_overrides(choice, None))
-        return Fraction(encoder.clip_seconds)
+    def _settle(self) -> Fraction:
+        """Encoders from outside say what they are; the length of a clip, as asked for or as the first encoder (video
+        before audio) has it."""
+        seconds = self.plan.clip_seconds
+        for modality in ("video", "audio"):
+            if modality in self.plan.encoders:
+                choice = self.choices[modality] = _settled(modality, self.plan.encoders[modality], seconds)
+                seconds = seconds or _own_seconds(choice)
+        assert seconds is not None
+        return seconds
 
     def _encoders(self, seconds: Fraction) -> dict[str, tuple[dict[str, Any], int]]:
         """By modality: the manifest's entry, and the width of a feature. One choice for both is one file."""
-        choices = list(self.plan.encoders.values())
+        choices = list(self.choices.values())
         joint = len(choices) == 2 and choices[0] == choices[1]
         made: dict[str, tuple[dict[str, Any], int]] = {}
-        for modality, choice in self.plan.encoders.items():
-            file = "encoder.safetensors" if joint else f"{modality}.safetensors"
+        for modality, choice in self.choices.items():
+            suffix = ".onnx" if choice.preset == external.ONNX else ".safetensors"
+            file = f"encoder{suffix}" if joint else f"{modality}{suffix}"
             if file in self.tensors:
                 made[modality] = next(iter(made.values()))
                 continue
@@ -138,16 +147,37 @@ class _Assembly:
                     f"{choice.preset} is for {' and '.join(encoder.modalities)}; name another preset for the other"
                 )
             _check_clip(encoder, modality, seconds)
-            self.tensors[file] = self._weights(choice, encoder, modality)
-            made[modality] = {"preset": choice.preset, "overrides": overrides, "weights": file}, int(encoder.dim)
+            part: dict[str, Any] = {"preset": choice.preset, "overrides": overrides}
+            carried = getattr(encoder, "package", None)
+            if carried is None:
+                self.tensors[file] = self._weights(choice, encoder, modality)
+                part["weights"] = file
+            else:
+                part["package"] = self._carried(choice, carried)
+            made[modality] = part, int(encoder.dim)
         return made
 
-    def _weights(self, choice: EncoderChoice, encoder: nn.Module, modality: str) -> dict[str, Tensor]:
+    def _carried(self, choice: EncoderChoice, package: Package) -> dict[str, Any]:
+        """The manifest's reference to a package that carries an encoder."""
+        if choice.weights is not None:
+            raise UsageError(f"{choice.preset} takes its weights from {package.name}; leave out {choice.weights}")
+        self.notes.append(
+            f"{choice.preset} stays in the package {package.name} {package.version} ({package.licence}); who uses this "
+            f"bundle needs it too: {package.install}"
+        )
+        return {"name": package.name, "version": package.version, "sha256": dict(package.files)}
+
+    def _weights(self, choice: EncoderChoice, encoder: nn.Module, modality: str) -> dict[str, Tensor] | bytes:
+        if choice.preset == external.ONNX:
+            assert choice.weights is not None  # `external.settled` opened it
+            return choice.weights.read_bytes()
         own = encoder.state_dict()
         if choice.weights is None:
             self.notes.append(f"the {modality} encoder {choice.preset} has fresh weights; give --{modality}-weights")
             return dict(own)
         given = _tensors(choice.weights)
+        if isinstance(encoder, external.External):  # a network's own names, as it stands inside ours
+            return {f"network.{name}": value for name, value in given.items()}
         return {k: v for k, v in given.items() if k in own or not k.startswith(HEADS_OF_TRAINING)}
 
     def _face(self, encoders: Mapping[str, tuple[dict[str, Any], int]]) -> dict[str, Any]:
@@ -231,6 +261,28 @@ class _Assembly:
         return labels
 
 
+def _own_seconds(choice: EncoderChoice) -> Fraction:
+    with torch.device("meta"):
+        encoder: Any = registry.build(choice.preset, **_overrides(choice, None))
+    return Fraction(encoder.clip_seconds)
+
+
+def _settled(modality: str, choice: EncoderChoice, seconds: Fraction | None) -> EncoderChoice:
+    """A choice of ours as it is; of one from outside with what its network says of itself, for clips of ``seconds``.
+
+    Raises UsageError, DataError and MissingExtraError where there is no such network.
+    """
+    if not external.is_external(choice.preset):
+        return choice
+    if choice.preset.endswith(".onnx"):
+        if choice.weights is not None:
+            raise UsageError(f"{choice.preset} is a file and {choice.weights} another; name one")
+        choice = replace(choice, preset=external.ONNX, weights=Path(choice.preset.removeprefix(external.PREFIX)))
+    asked = {} if seconds is None else {"clip_seconds": seconds}
+    settings = external.settled(choice.preset, modality, choice.weights, {**asked, **choice.settings})
+    return replace(choice, settings=settings)
+
+
 def _overrides(choice: EncoderChoice, seconds: Fraction | None) -> dict[str, Any]:
     """What differs from the preset: what the weights were made with, what was set, clips of ``seconds``; no head."""
     preset = registry.config_of(choice.preset)
@@ -260,7 +312,7 @@ def _clips_of(fields: Mapping[str, Any]) -> list[tuple[str, Fraction]]:
 
 def _made_with(choice: EncoderChoice) -> dict[str, Any]:
     """The config in the weights' own header, where they are of this preset and say so."""
-    if choice.weights is None:
+    if choice.weights is None or external.is_external(choice.preset):
         return {}
     about = _opened(choice.weights, lambda file: file.metadata() or {})
     if about.get("preset", choice.preset) != choice.preset:

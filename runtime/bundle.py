@@ -1,4 +1,4 @@
-"""Bundles: a folder with ``bundle.json`` and weights in safetensors; what is served.
+"""Bundles: a folder with ``bundle.json`` and weights in safetensors, or an encoder's in ONNX; what is served.
 
 ``Bundle.load`` checks everything that can be checked without building a model (versions, checksums, sizes, finite
 weights) and imports no torch; ``Bundle.models`` builds the models and checks that each weight has its place.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from runtime.models import Models
 
 MANIFEST = "bundle.json"
+WEIGHTS = (".safetensors", ".onnx")
 SHIPPED = Path(__file__).parent / "bundles"
 
 
@@ -58,13 +59,14 @@ class Bundle:
     def write(
         folder: str | Path,
         manifest: Manifest,
-        tensors: "Mapping[str, Mapping[str, Tensor]]",
+        tensors: "Mapping[str, Mapping[str, Tensor] | bytes]",
         files: Mapping[str, str] | None = None,
         check: "Callable[[Bundle], object] | None" = None,
     ) -> "Bundle":
         """Writes a bundle whole or not at all, and loads it.
 
-        ``tensors`` maps each weight file that the manifest names to its tensors; the checksums are filled in here.
+        ``tensors`` maps each weight file that the manifest names to its tensors, or its bytes where it is an ONNX
+        file; the checksums are filled in here.
         ``files`` are texts that lie beside them, such as a card. A bundle that is in ``folder`` already is replaced;
         its own texts stay unless ``files`` has new ones. ``check`` may look at the bundle before it gets its name;
         what it raises is raised here, and nothing is written.
@@ -140,7 +142,8 @@ def _check_file(folder: Path, name: str, digest: str | None) -> None:
     if digest is None:
         raise BundleError(f"bundle {folder}: {MANIFEST} has no sha256 for {name}; make the bundle again")
     try:
-        check_weights(file)
+        if file.suffix == ".safetensors":  # what an ONNX file holds is onnxruntime's to check, as models are built
+            check_weights(file)
         found = _digest(file)
     except FileNotFoundError as error:
         raise BundleError(f"bundle {folder}: {name} is missing; restore the file") from error
@@ -170,7 +173,7 @@ def _check_names(manifest: Manifest, tensors: Mapping[str, object]) -> None:
 
 def _check_texts(manifest: Manifest, files: Mapping[str, str]) -> None:
     for name in files:
-        if Path(name).name != name or name == MANIFEST or name.endswith(".safetensors"):
+        if Path(name).name != name or name == MANIFEST or name.endswith(WEIGHTS):
             raise BundleError(f"bundle {manifest.name}: a text cannot be called {name!r}; give it another name")
 
 
@@ -185,13 +188,16 @@ def _fill(
     part: Path,
     folder: Path,
     manifest: Manifest,
-    tensors: "Mapping[str, Mapping[str, Tensor]]",
+    tensors: "Mapping[str, Mapping[str, Tensor] | bytes]",
     files: Mapping[str, str],
 ) -> None:
     """Everything of the bundle into ``part``, the manifest last."""
     from safetensors.torch import save
 
     for name, state in tensors.items():
+        if isinstance(state, bytes):
+            _write_file(part / name, state)
+            continue
         own = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}  # shares no memory
         _write_file(part / name, save(own))
     texts = {old.name: old.read_bytes() for old in _texts(folder)}
@@ -209,7 +215,7 @@ def _texts(folder: Path) -> list[Path]:
     """What lies in a bundle beside manifest and weights."""
     if not folder.is_dir():
         return []
-    return [p for p in folder.iterdir() if p.is_file() and p.name != MANIFEST and p.suffix != ".safetensors"]
+    return [p for p in folder.iterdir() if p.is_file() and p.name != MANIFEST and p.suffix not in WEIGHTS]
 
 
 def _write_file(path: Path, data: bytes) -> None:

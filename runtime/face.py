@@ -34,11 +34,12 @@ Looking = Generator[np.ndarray, Seen, Located]  # gives pictures uint8 (B, H, W)
 
 
 class FaceTracker:
-    """Crops the mouth region of a clip's frames."""
+    """Crops the mouth region of a clip's frames, or what ``margin`` and ``lift`` make of it (`VideoSpec`)."""
 
-    def __init__(self, model: FaceBox, size: int):
+    def __init__(self, model: FaceBox, size: int, *, margin: float = 1.0, lift: float = 0.0):
         self.model = model.eval()
         self.size = size  # pixels, side of a crop
+        self.margin, self.lift = margin, lift
 
     def initial_state(self) -> FaceState:
         """Nothing is known before the first clip."""
@@ -81,7 +82,9 @@ class FaceTracker:
         if state.box is not None and _near(found, state.box):
             x, y, side = (FOLLOW * new + (1 - FOLLOW) * old for new, old in zip(found, state.box, strict=True))
             box = (x, y, side)
-        return cut(clip.video, box, self.size), FaceState(box), True
+        x, y, side = box
+        shown = (x, y - self.lift * side, self.margin * side)
+        return cut(clip.video, shown, self.size), FaceState(box), True
 
     def follow(self, clips: Sequence[Clip], state: FaceState) -> Generator[np.ndarray, Seen, list[Located]]:
         """One stream's clips in order, each from where the one before left off."""

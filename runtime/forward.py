@@ -96,6 +96,7 @@ class Forward:
     """An encoder's ``encode`` over rows of numpy: any number of clips in, features (B, D) float32 out.
 
     An encoder that says in what ``dtype`` it computes does so itself (``encoders.serving``); others are lowered.
+    One that is not ``on_device`` computes on the CPU (``encoders.external``) and cannot be part of a CUDA graph.
     """
 
     def __init__(self, encoder: Any, device: torch.device, dtype: torch.dtype, chunk: int = CHUNK) -> None:
@@ -104,7 +105,7 @@ class Forward:
         self.dtype = torch.float32 if own else dtype
         self.encoder = lowered(encoder, self.dtype)
         self._run: Callable[..., Any] = self._encode
-        if device.type == "cuda" and isinstance(encoder, nn.Module):
+        if device.type == "cuda" and isinstance(encoder, nn.Module) and getattr(encoder, "on_device", True):
             self.encoder = _channels_last(self.encoder if self.encoder is not encoder else copy.deepcopy(encoder))
             self._run = Graphed(self._encode)
 

@@ -1,7 +1,8 @@
 """What ``bundle.json`` holds: everything about a bundle but its weights, checked as it is read.
 
 Weight files are named, never described: their tensors must be those of the model that the named preset and
-overrides give. ``sha256`` covers each of them.
+overrides give. ``sha256`` covers each of them. An encoder from outside (`encoders.external`) may be an ONNX file, or
+stay in the package that carries it; then its release and hashes stand here.
 """
 
 import json
@@ -28,6 +29,7 @@ FORMAT_VERSION = 1
 
 Modality = Literal["video", "audio"]
 WeightsFile = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors$")]
+EncoderFile = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.(safetensors|onnx)$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
@@ -50,11 +52,34 @@ class _Part(BaseModel):
 
 
 class Model(_Part):
-    """An encoder, imputer or face finder: a preset, what was changed in it, and its weights."""
+    """An imputer or face finder: a preset, what was changed in it, and its weights."""
 
     preset: str
     overrides: dict[str, Any] = {}
     weights: WeightsFile
+
+
+class Carried(_Part):
+    """Where the weights of an encoder are that may not, or need not, be copied: in an installed package."""
+
+    name: str  # of the distribution
+    version: str
+    sha256: Annotated[dict[str, Digest], Field(min_length=1)]  # by file below the package's folder
+
+
+class EncoderPart(_Part):
+    """An encoder: a preset, what was changed in it, and either its weights or the package that carries them."""
+
+    preset: str
+    overrides: dict[str, Any] = {}
+    weights: EncoderFile | None = None
+    package: Carried | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.weights is None) == (self.package is None):
+            raise ValueError(f"encoder {self.preset} must name either its weights or the package that carries them")
+        return self
 
 
 class Head(_Part):
@@ -92,7 +117,7 @@ class Manifest(_Part):
     min_clips: Annotated[int, Field(ge=1)] = 3  # clips that must exist before the first prediction
     thresholds: dict[Modality, Share] = {"video": 0.5, "audio": 0.75}  # coverage strictly above it is presence
     content_policy: dict[str, tuple[Modality, ...]] = {}  # flag -> modalities whose feature it makes unbelievable
-    encoders: Annotated[dict[Modality, Model], Field(min_length=1)]
+    encoders: Annotated[dict[Modality, EncoderPart], Field(min_length=1)]
     face: Model | None = None  # finds the face, where an encoder wants to see one
     standardise: WeightsFile  # mean and std, (M, D) each
     imputer: Model | None = None
@@ -123,7 +148,7 @@ class Manifest(_Part):
     @property
     def weights_files(self) -> tuple[str, ...]:
         """The weight files it names, each once."""
-        parts: list[Model | Head | Rung | None] = [*self.encoders.values(), self.face, self.imputer]
+        parts: list[EncoderPart | Model | Head | Rung | None] = [*self.encoders.values(), self.face, self.imputer]
         parts += [*self.ladder, *self.heads.values()]
         named = [self.standardise, *(part.weights for part in parts if part is not None and part.weights)]
         return tuple(dict.fromkeys(named))

@@ -21,7 +21,7 @@ from imputation.features import Standardiser
 from imputation.ladder import Ladder
 from runtime.errors import BundleError, LegatoError
 from runtime.face import FaceTracker
-from runtime.manifest import Manifest, Model, Rung
+from runtime.manifest import EncoderPart, Manifest, Model, Rung
 from runtime.packet import MODALITIES
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class _Builder:
         what = f"the {modality} encoder"
         name = part.model_dump_json()
         if name not in self._joint:
-            self._joint[name] = self._model(part, what, registry.build)
+            self._joint[name] = self._network(part, what)
         encoder: Any = self._joint[name]
         if modality not in encoder.modalities:
             raise self._error(f"{what} {part.preset} is for {', '.join(encoder.modalities)}; name another preset")
@@ -94,6 +94,29 @@ class _Builder:
             raise self._error(f"{what} {part.preset} looks at faces and the bundle has no face finder; add face")
         return encoder
 
+    def _network(self, part: EncoderPart, what: str) -> Any:
+        """An encoder with its weights: the bundle's own, or the package's that it refers to."""
+        made: Any = self._built(what, lambda: registry.build(part.preset, **part.overrides))
+        carried = getattr(made, "package", None)
+        if part.package is not None:
+            if carried is None:
+                raise self._error(f"{what} {part.preset} is in no package and names {part.package.name}; give weights")
+            known, named = (carried.name, carried.version, dict(carried.files)), part.package
+            if known != (named.name, named.version, named.sha256):
+                raise self._error(
+                    f"{what} refers to files of {named.name} {named.version} and this Legato knows {part.preset} as "
+                    f"those of {carried.name} {carried.version}; make the bundle again"
+                )
+            return self._ready(made)
+        file = str(part.weights)
+        if hasattr(made, "attach") is not file.endswith(".onnx"):
+            raise self._error(f"{what} {part.preset} cannot have its weights in {file}; name the preset they are for")
+        if hasattr(made, "attach"):
+            return self._ready(self._built(what, lambda: made.attach(self.folder / file)))
+        if carried is not None:
+            raise self._error(f"{what} {part.preset} takes its weights from {carried.name}, not {file}; name package")
+        return self._filled(made, file, what)
+
     def _face(self, encoder: Any) -> FaceTracker | None:
         """The face is looked for where the pictures are: on the CPU, between decode and encode."""
         if self.manifest.face is None:
@@ -101,7 +124,8 @@ class _Builder:
         if encoder is None:
             raise self._error("there is a face finder and no video encoder; add one or leave face out")
         model = self._model(self.manifest.face, "the face finder", face_box.build)
-        return FaceTracker(model.cpu(), encoder.spec.size)
+        spec = encoder.spec
+        return FaceTracker(model.cpu(), spec.size, margin=spec.margin, lift=spec.lift)
 
     def _standardiser(self, width: int) -> Standardiser:
         return self._filled(Standardiser.identity(width), self.manifest.standardise, "the standardiser")
