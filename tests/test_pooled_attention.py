@@ -149,7 +149,7 @@ def test_channels_keep_no_number_for_every_pair():
     sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
         layer(tokens(layer, (16, 16), batch=1), (16, 16))
-    assert 16 + 16 > pooled_attention.FOLDED * 4 and max(sizes) >= 257 * 257  # too many places for so few channels
+    assert pooled_attention.FOLDED * 4 < 16 + 16 and max(sizes) >= 257 * 257  # too many places for so few channels
     sizes.clear()
     layer = PooledAttention(6, 64, 2, input_size=(16, 16), **PLAIN)  # in float32, for which there are such kernels
     with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
