@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 # Classifiers in the source, dropped where the preset has none.
-HEADS = ("output_projection/{part:s}", "classification_head_{task:s}/output_projection/{part:s}", "classifier.{part:s}")
+HEADS = (
+    "output_projection/{part:s}",
+    "classification_head_{task:s}/output_projection/{part:s}",
+    "ProjectionHeadAndClassifier_0/output_projection/{part:s}",
+    "classifier.{part:s}",
+)
 OURS = ("no_face",)  # a parameter of ours that starts at zero: the feature of a clip without a face
 
 
