@@ -3,8 +3,8 @@
 Zhu, "Efficient Multiscale Multimodal Bottleneck Transformer for Audio-Video Classification" (2024), claims for MAT 58 %
 of AST's parameters, 35 % of its multiply-adds, and a tenth of its memory per clip: a batch of 64 where AST fits 8.
 Here are both, with time, peak memory and the batch that fits, of training steps with AdamW on spectrograms of ten
-seconds (128 mel bins, 1024 mel frames). Each is measured twice: as we run it, with kernels of attention that keep no scores, and written out, with a
-number for every pair of tokens, as models of the paper's day.
+seconds (128 mel bins, 1024 mel frames). Each is measured twice: as we run it, with kernels of attention that keep no
+scores, and written out, with a number for every pair of tokens, as models of the paper's day.
 
 Every measurement is a process of its own, and its findings a file in ``--runs``: a run that was cut short goes on where
 it was. ``--device cuda`` also looks for the batch that fits by trying.
@@ -224,7 +224,7 @@ def batch_that_fits(values: Mapping[str, Any], preset: str, way: str) -> tuple[i
         if (row["preset"], row["way"]) == (preset, way):
             return row["batch"], "tried"
     fixed, slope = per_clip(values["rows"], preset, way)
-    return max(0, int((values["memory_gb"] * 1e3 - fixed) / max(slope, 1e-9))), "by the line"
+    return max(0, int((values["memory_gb"] * 1e3 - fixed) / max(slope, 1e-9) + 1e-6)), "by the line"
 
 
 # --- the page ---------------------------------------------------------------------------------------------------
