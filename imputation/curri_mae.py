@@ -341,19 +341,35 @@ def curri_mae_tiny(**overrides: Any) -> CurriMAEImputer:
     return CurriMAEImputer(preset("curri_mae_tiny", **overrides))
 
 
-def load_cav_mae(model: CurriMAE, state: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
-    """Start from CAV-MAE pre-training weights; returns (names left as they were, names not used).
+class Carried(NamedTuple):
+    """What became of CAV-MAE's weights, by name (without ``module.``), and what of ours they left as it was."""
 
-    ``state`` may carry the ``module.`` prefix of the published files. Patch, position and prediction layers have
-    no counterpart here. Raises DataError if a shared layer is missing or of another size.
+    loaded: list[str]
+    left: list[str]  # of the checkpoint: they have no counterpart here, or another shape
+    fresh: list[str]  # of ours
+
+
+def load_cav_mae(model: CurriMAE, state: Mapping[str, Tensor], *, what: str = "the checkpoint") -> Carried:
+    """Start from CAV-MAE's pre-training weights: blocks, norms, modality vectors and all of the decoder but its ends.
+
+    ``state`` may carry the ``module.`` prefix of the published files. Patches, positions and prediction layers have no
+    counterpart, for what comes in and goes out are features and not patches. Raises DataError, before anything is
+    changed, if a shared layer is missing or of another size.
     """
     given = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     own = model.state_dict()
     fresh = {n for n in own if n.startswith(("in_proj_", "decoder_pred_", "decoder_var_", "register_"))}
-    for name in own.keys() - fresh:
-        if name not in given or given[name].shape != own[name].shape:
-            found = tuple(given[name].shape) if name in given else "missing"
-            raise DataError(f"{name} is {found} in the checkpoint, {tuple(own[name].shape)} here; use curri_mae_base")
-    shared = own.keys() - fresh
-    model.load_state_dict({name: given[name] for name in shared}, strict=False)
-    return sorted(fresh), sorted(given.keys() - shared)
+    shared = [name for name in own if name not in fresh]
+    if not any(name in given for name in shared):
+        raise DataError(f"{what} holds no CAV-MAE; name its pre-training weights, or the folder of a trained imputer")
+    for name in shared:
+        if name not in given:
+            raise DataError(f"{what} lacks {name}; name weights of CAV-MAE's pre-training, with its decoder")
+        if given[name].shape != own[name].shape:
+            sizes = f"{tuple(given[name].shape)} in {what} and {tuple(own[name].shape)} here"
+            raise DataError(f"{name} is {sizes}; use the preset of its size, curri_mae_base for the published weights")
+    deeper = [n for n in given if n.startswith(("blocks_", "decoder_blocks.")) and n not in own]
+    if deeper:
+        raise DataError(f"{what} has {deeper[0]}, for which the model has no place; use the preset of its depth")
+    model.load_state_dict({name: given[name].to(own[name].dtype) for name in shared}, strict=False)
+    return Carried(sorted(shared), sorted(given.keys() - set(shared)), sorted(fresh))

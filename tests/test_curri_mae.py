@@ -211,15 +211,23 @@ def test_cav_mae_weights_fit_where_names_agree():
     source, target = tiny(registers=0), tiny(registers=0)
     state = {f"module.{k}": torch.full_like(v, 0.5) for k, v in source.state_dict().items() if "_pred_" not in k}
     state = {k: v for k, v in state.items() if "in_proj" not in k} | {"module.pos_embed_a": torch.zeros(1, 512, 32)}
-    fresh, unused = load_cav_mae(target, state)
-    assert unused == ["pos_embed_a"]
-    assert set(fresh) == {n for n in target.state_dict() if n.startswith(("in_proj", "decoder_pred"))}
+    carried = load_cav_mae(target, state)
+    assert carried.left == ["pos_embed_a"]
+    assert set(carried.loaded) == target.state_dict().keys() - set(carried.fresh)
+    assert set(carried.fresh) == {n for n in target.state_dict() if n.startswith(("in_proj", "decoder_pred"))}
     assert (target.blocks_a[0].attn.qkv.weight == 0.5).all()
 
 
 def test_cav_mae_weights_of_another_size_are_refused():
-    with pytest.raises(DataError, match="missing in the checkpoint"):
+    with pytest.raises(DataError, match="holds no CAV-MAE; name its pre-training weights"):
         load_cav_mae(tiny(), {})
+    state = tiny(width=64).state_dict()
+    with pytest.raises(DataError, match=r"modality_a is \(1, 1, 64\) in the checkpoint and \(1, 1, 32\) here; use the"):
+        load_cav_mae(tiny(), state)
+    with pytest.raises(DataError, match=r"the checkpoint lacks decoder_embed.weight; name weights of CAV-MAE's pre-tr"):
+        load_cav_mae(tiny(), {k: v for k, v in tiny().state_dict().items() if not k.startswith("decoder_embed")})
+    with pytest.raises(DataError, match=r"has blocks_a.1.norm1.weight, for which the model has no place"):
+        load_cav_mae(tiny(), tiny(depth=2).state_dict())
 
 
 def test_the_imputer_lets_gradients_through_for_joint_fine_tuning():

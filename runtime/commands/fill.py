@@ -53,7 +53,8 @@ def curri_mae(
     lr: Rate = None,
     seed: Seed = None,
     init: Annotated[
-        Path | None, typer.Option(help="Folder of a trained imputer of the same size to start from.")
+        Path | None,
+        typer.Option(help="What to start from: a trained imputer's folder, or weights of CAV-MAE (run, safetensors)."),
     ] = None,
     train_split: Train = "train",
     validation_split: Validation = "validation",
@@ -64,14 +65,13 @@ def curri_mae(
 ) -> None:
     """Train the masked autoencoder on frozen features, on a curriculum of growing loss."""
     from encoders.training import choose_device
-    from imputation.stored import load_imputer
     from imputation.train import MAETraining, train_mae
 
     given = {"preset": preset, "sampling": sampling, "epochs": epochs, "steps": steps, "lookahead": lookahead,
              "batch": batch, "lr": lr, "seed": seed}  # fmt: skip
     config = _config(MAETraining, out, given, settings, resume)
     train, validation = _splits(features, train_split, validation_split)
-    start = None if init is None else _autoencoder(load_imputer(init), init).state_dict()
+    start = None if init is None else _start(init, config, train)
     with _progress() as progress:
         train_mae(config, train, validation, out, start=start, resume=resume, device=choose_device(device),
                   tensorboard=tensorboard, progress=progress)  # fmt: skip
@@ -174,10 +174,49 @@ def _splits(path: Path, train: str, validation: str) -> tuple["FeatureSet", "Fea
     return data.of_split(train), data.of_split(validation)
 
 
-def _autoencoder(imputer: Any, folder: Path) -> Any:
+def _start(init: Path, config: Any, train: "FeatureSet") -> Mapping[str, Any]:
+    """Weights of a curri-MAE to begin from: of a trained one, or a fresh one's with those that CAV-MAE has for it."""
+    from imputation.stored import load_imputer
+
+    if init.is_file() or (init / "model.safetensors").exists():
+        return _from_cav_mae(init, config, train)
+    imputer: Any = load_imputer(init)
     if not hasattr(imputer, "model"):
-        raise UsageError(f"--init {folder} is a rule without weights; name the folder of a trained curri-MAE")
-    return imputer.model
+        raise UsageError(f"--init {init} is a rule without weights; name the folder of a trained curri-MAE")
+    weights: Mapping[str, Any] = imputer.model.state_dict()
+    return weights
+
+
+def _from_cav_mae(init: Path, config: Any, train: "FeatureSet") -> Mapping[str, Any]:
+    """What was loaded is told, and what could not be: the imputer's first values would be hidden behind a number."""
+    import torch
+
+    from encoders.training import seed_everything
+    from encoders.weights.files import read
+    from imputation.curri_mae import CurriMAE, load_cav_mae, preset
+
+    arrays = read(init).arrays
+    seed_everything(config.seed)
+    model = CurriMAE(preset(config.preset, **{"dim": train.width, "length": train.length, **config.overrides}))
+    state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    carried = load_cav_mae(model, state, what=str(init))
+    shapes = {name.removeprefix("module."): "x".join(map(str, tensor.shape)) for name, tensor in state.items()}
+    _say(f"loaded {len(carried.loaded)} of {len(state)} tensors of CAV-MAE in {init}:")
+    for part, names in _parts(carried.loaded).items():
+        _say(f"  {part:<20} {len(names):>4}")
+    _say(f"not loaded ({len(carried.left)}), of another shape here, or of none:")
+    for name in carried.left:
+        _say(f"  {name:<28} {shapes[name]}")
+    _say(f"new ({len(carried.fresh)}): {', '.join(carried.fresh)}")
+    return model.state_dict()
+
+
+def _parts(names: list[str]) -> dict[str, list[str]]:
+    """Names by their first part, in order."""
+    out: dict[str, list[str]] = {}
+    for name in names:
+        out.setdefault(name.partition(".")[0], []).append(name)
+    return out
 
 
 @contextmanager

@@ -116,5 +116,5 @@ class Bar:
 
 
 # What else can be trained is told by the modules that train it.
-for name in ("crisscross", "fill", "talk"):
+for name in ("cav_mae", "crisscross", "fill", "talk"):
     import_module(f"runtime.commands.{name}")
