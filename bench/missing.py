@@ -9,7 +9,9 @@ are lost for every arm:
 - a fused head (MBT over the window) on its frozen features: lost clips *masked*, *filled* by curri-MAE or by lines
   between neighbours, or *zeros*; trained on whole windows, or with clips taken away.
 
-Runs that are there are not made again, ``--only`` makes some of them, and the page is written from what is there.
+Beside it ``talk``: heads on the encoders that ship, which never saw the corpus; those are frozen, and only heads and
+imputer learn. Runs that are there are not made again, ``--only`` makes some of them, and the page is written from what
+is there.
 """
 
 import argparse
@@ -30,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.record import write_results
+from encoders.audio.log_mel import FRONTS
 from encoders.checkpoint import load_weights, write_json
 from encoders.classifier import build_classifier
 from encoders.datasets.augment import crop_at
@@ -45,9 +48,9 @@ from imputation.features import FeatureSet
 from imputation.masks import paired_seed, uniform_k
 from imputation.train import MAETraining, train_mae
 from imputation.train_head import HeadTraining, train_head
-from runtime.bundle import SHIPPED
+from runtime.bundle import SHIPPED, Bundle
 
-MODELS = ("mbt_tiny",)
+MODELS = ("mbt_tiny", "talk")
 WINDOW = 10  # clips
 SECONDS = Fraction(2, 5)
 PHASES = 2  # grids of clips that training recordings are cut by
@@ -65,6 +68,25 @@ ARMS = {
     "head, zeros": "fused head; lost clips are the mean feature",
     "head, zeros, trained with drops": "the same, trained so",
 }
+
+
+class Shipped:
+    """The encoders of the default bundle, with what is asked of a model that hears and sees."""
+
+    modalities, sees, clip_seconds = ("video", "audio"), (), SECONDS
+
+    def __init__(self) -> None:
+        models = Bundle.load("talk").models()
+        self.encoders: dict[str, Any] = {"video": models.video_encoder, "audio": models.audio_encoder}
+        self.specs = {m: encoder.spec for m, encoder in self.encoders.items()}
+        self.front = FRONTS["log_mel_talk"]
+
+    def encode(self, clips: Tensor, modality: str) -> Tensor:
+        features: Tensor = self.encoders[modality].encode(clips)
+        return features
+
+    def logits(self, *_: Any) -> Tensor:
+        raise AssertionError("it has no classes")
 
 
 # --- the data ---------------------------------------------------------------------------------------------------
@@ -102,7 +124,8 @@ def clips_of(pairs: LabelledPairs, index: int, phase: float) -> Iterator[tuple[T
     assert pairs.hearing is not None
     for k in range(skipped, skipped + min(count, WINDOW)):
         span = pairs.span(index, SECONDS * k + SECONDS * Fraction(phase))
-        video = np.zeros((pairs.sampling.frames, pairs.look.size, pairs.look.size, 3), np.uint8)
+        colours = (3,) * (pairs.look.pixel_format != "gray")
+        video = np.zeros((pairs.sampling.frames, pairs.look.size, pairs.look.size, *colours), np.uint8)
         sound = np.zeros(int(SECONDS * pairs.hearing.rate), np.float32)
         if span.frames is not None:
             video = crop_at(span.frames, pairs.look.size, 0, 1)
@@ -137,6 +160,14 @@ def said_of(model: Any, clips: list[tuple[Tensor, Tensor, list[bool]]]) -> dict[
     video, sound = torch.stack([c[0] for c in clips]), torch.stack([c[1] for c in clips])
     there = torch.tensor([c[2] for c in clips])
     features = torch.stack([model.encode(video, "video"), model.encode(sound, "audio")], 1)
+    everything = {"features": features, "presence": there, "exists": torch.ones(len(clips), dtype=torch.bool)}
+    if not isinstance(model, Shipped):
+        everything |= by_itself(model, video, sound, there)
+    return {name: torch.cat([x.new_zeros(WINDOW - len(clips), *x.shape[1:]), x]) for name, x in everything.items()}
+
+
+def by_itself(model: Any, video: Tensor, sound: Tensor, there: Tensor) -> dict[str, Tensor]:
+    """Logits (L, S, K) of each clip in every state, what is not there masked, or zeros."""
     seen = {**model.prepare(video, "video"), **model.prepare(sound, "audio")}
     blank = {**model.prepare(torch.zeros_like(video), "video"), **model.prepare(torch.zeros_like(sound), "audio")}
     masked, zeros = [], []
@@ -146,12 +177,7 @@ def said_of(model: Any, clips: list[tuple[Tensor, Tensor, list[bool]]]) -> dict[
         names = dict(zip(("rgb", "audio"), state, strict=True))
         given = {n: seen[n] if names.get(n, names["rgb"]) else blank[n] for n in seen}
         zeros.append(model.logits(given))
-    everything = {"features": features, "presence": there, "masked": torch.stack(masked, 1),
-                  "zeros": torch.stack(zeros, 1), "exists": torch.ones(len(clips), dtype=torch.bool)}  # fmt: skip
-    out = {}
-    for name, x in everything.items():
-        out[name] = torch.cat([x.new_zeros(WINDOW - len(clips), *x.shape[1:]), x])
-    return out
+    return {"masked": torch.stack(masked, 1), "zeros": torch.stack(zeros, 1)}
 
 
 def gathered(rows: list[dict[str, Any]], labels: tuple[str, ...]) -> tuple[FeatureSet, dict[str, Tensor]]:
@@ -162,7 +188,7 @@ def gathered(rows: list[dict[str, Any]], labels: tuple[str, ...]) -> tuple[Featu
         names=[row["name"] for row in rows], speaker=[row["speaker"] for row in rows],
         split=[row["split"] for row in rows], notes={"clip_seconds": float(SECONDS)}, **whole,
     ).fitted()  # fmt: skip
-    return data, {name: torch.stack([row[name] for row in rows]) for name in ("masked", "zeros")}
+    return data, {name: torch.stack([row[name] for row in rows]) for name in ("masked", "zeros") if name in rows[0]}
 
 
 # --- the arms ---------------------------------------------------------------------------------------------------
@@ -239,6 +265,15 @@ def judged(data: FeatureSet, said: Mapping[str, Tensor], arms: Mapping[str, Arm]
     return {name: {condition: mean(x) for condition, x in by.items()} for name, by in found.items()}
 
 
+def tuned(config: FinetuneConfig, out: Path) -> Any:
+    """The model, fine-tuned unless that is done."""
+    if not (out / "model.safetensors").exists():
+        finetune(config, out, resume=(out / "checkpoint.json").exists(), say=print, device="cpu")
+    model = build_classifier(config.preset, len(open_splits(config)[0].classes), config.encoder)
+    load_weights(model, weights_of(out), what=f"the model in {out}")
+    return model.eval()
+
+
 def make(model: str, fold: int, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train and judge, unless that is done."""
     out: Path = args.runs / f"{model}-{fold}-{seed}"
@@ -247,14 +282,9 @@ def make(model: str, fold: int, seed: int, args: argparse.Namespace) -> dict[str
             return {}
         began = time.process_time()
         folder = fold_folder(fold, args.runs, args.data)
-        config = run_config(model, folder, seed, dict(pair.split("=", 1) for pair in args.set))
-        task = open_splits(config)[0]
-        if not (out / "encoder" / "model.safetensors").exists():
-            resume = (out / "encoder" / "checkpoint.json").exists()
-            finetune(config, out / "encoder", resume=resume, say=print, device="cpu")
-        trained = build_classifier(config.preset, len(task.classes), config.encoder)
-        load_weights(trained, weights_of(out / "encoder"), what=f"the model in {out}")
-        data, said = read(trained.eval(), config)
+        preset = MODELS[0] if model == "talk" else model
+        config = run_config(preset, folder, seed, dict(pair.split("=", 1) for pair in args.set))
+        data, said = read(Shipped() if model == "talk" else tuned(config, out / "encoder"), config)
         shutil.rmtree(out / "heads", ignore_errors=True)  # of a run that was stopped: they take a moment
         arms = heads(data, out / "heads", seed, args)
         found = {"arms": judged(data, said, arms, args.draws), "cpu_seconds": time.process_time() - began}
@@ -282,7 +312,8 @@ def page(rows: Mapping[str, list[dict[str, Any]]]) -> list[str]:
     for model, runs in rows.items():
         lines += ["", f"## {model}: {len(runs)} runs", "", "| | " + " | ".join(conditions) + " |",
                   "|---" * (len(conditions) + 1) + "|"]  # fmt: skip
-        lines += [f"| {arm} | " + " | ".join(cell(runs, arm, c) for c in conditions) + " |" for arm in ARMS]
+        known = [arm for arm in ARMS if arm in runs[0]["arms"]]
+        lines += [f"| {arm} | " + " | ".join(cell(runs, arm, c) for c in conditions) + " |" for arm in known]
         lines += ["", f"A run took {mean(run['cpu_seconds'] for run in runs) / 60:.1f} CPU minutes."]
     return [*lines, "", *(f"- {arm}: {what}." for arm, what in ARMS.items())]
 
