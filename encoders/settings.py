@@ -180,8 +180,8 @@ def _as_sequence(value: Any, origin: Any, args: tuple[Any, ...]) -> Any:
 
 
 def _as_scalar(value: Any, hint: Any) -> Any:
-    if hint is Fraction and isinstance(value, str | int | Fraction) and not isinstance(value, bool):
-        return Fraction(value)
+    if hint is Fraction and isinstance(value, str | int | float | Fraction) and not isinstance(value, bool):
+        return Fraction(str(value))  # 0.4 is two fifths, not the float next to it
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if hint is int and isinstance(value, bool):

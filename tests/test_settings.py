@@ -42,6 +42,7 @@ class Outer:
         ("rate", "2", 2.0),
         ("seconds", "1/2", Fraction(1, 2)),
         ("seconds", "0.5", Fraction(1, 2)),
+        ("seconds", 0.4, Fraction(2, 5)),  # as JSON gives it
         ("limit", "7", 7),
         ("limit", "None", None),
         ("on", "true", True),
