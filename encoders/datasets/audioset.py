@@ -5,7 +5,7 @@ Expects ``balanced_train_segments.csv``, ``unbalanced_train_segments.csv``, ``ev
 the cut clips anywhere below PATH, named by their YouTube id: ``YTID``, ``YYTID``, or either followed by ``_`` and
 times, with any media suffix (a video is taken before a sound file of the same name). Labels are mids (``/m/09x0r``).
 
-Three sets share the folder; their split ``test`` is the evaluation set:
+Four sets share the folder; the split ``test`` of the first three is the evaluation set:
 
 - ``audioset``: all 2 million; ``train`` is the balanced and the unbalanced part (which one, is a note).
 - ``audioset_balanced``: ``train`` is the balanced part (AS-mini, MiniAS; PolyViT and MBT).
@@ -13,6 +13,8 @@ Three sets share the folder; their split ``test`` is the evaluation set:
   published list is not public, so the rule here is ours: in the order of a hash of their ids, segments are counted per
   label; a segment's turn is the smallest of its counts; the first 500 000 turns are in. So a rare class is in whole and
   no class is cut before its quota. The rule looks at the table, never at what was downloaded.
+- ``audioset_20k``: the balanced part alone, for pre-training: its labels are of no use there, and neither the
+  evaluation set nor the list of classes need be in the folder.
 
 Classes are in the order of class_labels_indices.csv (527).
 """
@@ -20,6 +22,7 @@ Classes are in the order of class_labels_indices.csv (527).
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from encoders.datasets.corpus import About, Reader, shuffled
@@ -27,7 +30,7 @@ from encoders.datasets.sample import MEDIA, Sample, read_table
 from encoders.datasets.tables import Files, needed, number, read_rows
 from encoders.errors import DataError
 
-__all__ = ["AUDIOSET", "AUDIOSET_500K", "BALANCED", "balanced_subset", "list_samples"]
+__all__ = ["AUDIOSET", "AUDIOSET_20K", "AUDIOSET_500K", "BALANCED", "balanced_subset", "list_samples"]
 
 HALF_MILLION = 500_000
 BELOW = ("", "csv/", "annotations/", "metadata/")
@@ -59,6 +62,11 @@ def _half_million(folder: Path) -> list[Sample]:
     samples = list_samples(folder, ("unbalanced",))
     train = balanced_subset([s for s in samples if s.split == "train"], HALF_MILLION)
     return [*train, *(s for s in samples if s.split == "test")]
+
+
+def _unlabelled(folder: Path) -> list[Sample]:
+    table = needed(folder, *_names(f"{TABLES['balanced']}_segments.csv"))
+    return [replace(sample, labels=()) for sample in _listed(table, "balanced", _Clips(folder))]
 
 
 def _balanced(folder: Path) -> list[Sample]:
@@ -136,6 +144,18 @@ BALANCED = Reader(
     classes=_classes,
     titles=_words,
     multi_label=True,
+)
+AUDIOSET_20K = Reader(
+    about=About(
+        title="AudioSet-20K, the balanced training part without its labels",
+        layout="balanced_train_segments.csv; clips by YouTube id anywhere below (YTID.mp4)",
+        licence="CC BY 4.0 (AudioSet's download page); videos are their uploaders' (YouTube)",
+        splits={"train": 22_160},
+        classes=0,
+        note="for pre-training; about 20 000 of them could be downloaded when the papers were written",
+    ),
+    samples=_unlabelled,
+    classes=lambda folder, head: (),
 )
 AUDIOSET_500K = Reader(
     about=_about("AudioSet-500K, the class-balanced part of MBT", HALF_MILLION, "the subset is by our own rule"),

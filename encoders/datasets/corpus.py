@@ -3,7 +3,8 @@
 A dataset file holds a ``Reader``: how its folder is listed, which order its classes have, and what it is (``About``).
 Here the list is checked once for all datasets: ids that occur twice, labels no class list knows, files that are not
 there. Each is an error that counts and names; with ``skip_bad`` such samples are left out and counted instead, so
-that a set whose videos vanish from the web can be used as it is.
+that a set whose videos vanish from the web can be used as it is. Where a reader has options, they follow the path as
+in an address: ``ravdess:PATH?neutral=false&seed=1``.
 
 A split may be cut like an array, ``train[:98%]`` and ``train[98%:]``: the samples are put in the order of a hash of
 their ids, so that the cut is the same on every machine and does not move when a file is added elsewhere.
@@ -12,16 +13,16 @@ their ids, so that the cut is the same on every machine and does not move when a
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from encoders.datasets.sample import DATASETS, Sample, shipped
 from encoders.errors import DataError, UsageError
-from encoders.settings import pick
+from encoders.settings import override, pick
 
 __all__ = [
     "About",
@@ -59,6 +60,8 @@ class Reader:
     heads: tuple[str, ...] = ()  # where one sample has several single labels, in ``notes``; () where it has one
     titles: Callable[[Path], dict[str, str]] | None = None  # class to the words people use for it
     multi_label: bool = False
+    options: Any = None  # a frozen dataclass: what may be chosen, as in NAME:PATH?seed=1; None: nothing
+    made: "Callable[[Any], Reader] | None" = None  # the reader with other options
 
     def __call__(self, folder: Path) -> list[Sample]:
         return self.samples(folder)
@@ -141,8 +144,9 @@ def open_corpus(text: str, *, splits: Iterable[str] = (), skip_bad: bool = False
 
 def survey(text: str, *, splits: Iterable[str] = ()) -> Corpus:
     """As ``open_corpus``, but bad samples are named in ``bad`` and stay among ``samples``, however many there are."""
-    name, _, path = text.partition(":")
-    reader = reader_of(name)
+    place, options = _options(text)
+    name, _, path = place.partition(":")
+    reader = _chosen(name, options)
     folder = Path(path).expanduser() if path else shipped(name, DATASETS[name][1])
     if not folder.is_dir():
         fault = "is a file" if folder.exists() else "does not exist"
@@ -153,6 +157,28 @@ def survey(text: str, *, splits: Iterable[str] = ()) -> Corpus:
     labels = sorted({label for sample in listed for label in labels_of(sample)})
     corpus = Corpus(name, folder, chosen, (), known, labels)
     return replace(corpus, bad=_bad(corpus))
+
+
+def _options(text: str) -> tuple[str, dict[str, str]]:
+    """``NAME:PATH?key=value&key=value`` as what stands before the mark and what is set; a folder may have the mark."""
+    place, mark, query = text.rpartition("?")
+    if not mark or "=" not in query or Path(text.partition(":")[2]).is_dir():
+        return text, {}
+    pairs = [pair.partition("=") for pair in query.split("&")]
+    for key, sign, _ in pairs:
+        if not sign or not key:
+            raise UsageError(f"dataset option {key!r} of {text} is not key=value; write for example ?seed=1&song=false")
+    return place, {key: value for key, _, value in pairs}
+
+
+def _chosen(name: str, options: Mapping[str, str]) -> "Reader | Callable[[Path], list[Sample]]":
+    """The reader of a dataset with these options; raises UsageError where it has none such."""
+    reader = reader_of(name)
+    if not options:
+        return reader
+    if not isinstance(reader, Reader) or reader.made is None:
+        raise UsageError(f"dataset {name} has no options and {next(iter(options))} is set; leave it out")
+    return reader.made(override(reader.options, options))
 
 
 def reader_of(name: str) -> Reader | Callable[[Path], list[Sample]]:

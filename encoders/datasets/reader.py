@@ -68,7 +68,12 @@ def read_sample(
     reach past the span's end into what follows in the recording. Raises SourceError or DataError.
     """
     if not is_still(sample) and not sample.frame_rate:
-        return (read_clip or _reader())(sample.path, sample.start + start, spec.seconds, spec)
+        read, begin = read_clip or _reader(), sample.start + start
+        if sample.sound is None or spec.audio is None:
+            return read(sample.path, begin, spec.seconds, spec)
+        audio = read(sample.sound, begin, spec.seconds, replace(spec, video=None))[1]
+        seen = None if spec.video is None else read(sample.path, begin, spec.seconds, replace(spec, audio=None))[0]
+        return seen, audio
     if spec.video is None:
         return None, None
     if sample.frame_rate:
@@ -147,7 +152,7 @@ class RecordedPairs:
         look = ClipSpec(seconds=self.spec.video_seconds, video=whole)
         listen = ClipSpec(seconds=self.spec.audio_seconds, audio=self.spec.audio)
         video, _ = read(sample.path, picture_at, look.seconds, look)
-        _, audio = read(sample.path, sound_at, listen.seconds, listen)
+        _, audio = read(sample.sound or sample.path, sound_at, listen.seconds, listen)
         if video is None or audio is None:
             raise DataError(f"{sample.path} has no {'picture' if video is None else 'sound'}; it needs both")
         size = self.spec.video.size

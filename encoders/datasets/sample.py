@@ -30,6 +30,7 @@ class Sample:
     labels: tuple[str, ...] = ()  # where there may be several at once; ``label`` is then empty
     name: str = ""  # the dataset's own id, where it has one
     frame_rate: float = 0.0  # pictures per second of a folder of frames
+    sound: Path | None = None  # where the sound lies in a file of its own, in step with ``path``
     raw_at: int | None = None  # byte where a raw picture begins in ``path`` (CIFAR)
 
     @property
@@ -61,6 +62,10 @@ DATASETS: dict[str, tuple[str, str]] = {
     "audioset": ("encoders.datasets.audioset:AUDIOSET", ""),
     "audioset_balanced": ("encoders.datasets.audioset:BALANCED", ""),
     "audioset_500k": ("encoders.datasets.audioset:AUDIOSET_500K", ""),
+    "audioset_20k": ("encoders.datasets.audioset:AUDIOSET_20K", ""),
+    "crema_d": ("encoders.datasets.crema_d:CREMA_D", ""),
+    "ravdess": ("encoders.datasets.ravdess:RAVDESS", "ravdess-av-sample"),
+    "lombard_grid": ("encoders.datasets.lombard_grid:LOMBARD_GRID", ""),
     "vggsound": ("encoders.datasets.vggsound:VGGSOUND", ""),
     "imagenet": ("encoders.datasets.imagenet:IMAGENET", ""),
     "cifar10": ("encoders.datasets.cifar:CIFAR_10", ""),

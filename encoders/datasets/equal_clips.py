@@ -1,0 +1,51 @@
+"""L clips of a recording, equally spaced: what curri-MAE's features are made of (Chochlakis et al., Interspeech 2024).
+
+The paper gives the length of a clip and how many there are of a recording (``PROTOCOL``), not where they lie. Here they
+stand side by side in the middle of the recording; where it is too short for that, they are spread from its beginning to
+its end and overlap. There is no chance in it: features can be kept, and every head sees the same.
+"""
+
+from fractions import Fraction
+from typing import NamedTuple
+
+from encoders.errors import DataError
+
+__all__ = ["PROTOCOL", "Protocol", "Spread", "spread"]
+
+
+class Protocol(NamedTuple):
+    """A dataset's clips in the paper's experiments."""
+
+    clips: int
+    seconds: Fraction
+
+
+PROTOCOL = {
+    "crema_d": Protocol(5, Fraction(2, 5)),
+    "ravdess": Protocol(10, Fraction(2, 5)),
+    "lombard_grid": Protocol(5, Fraction(1, 2)),
+    "audioset_20k": Protocol(10, Fraction(1, 2)),
+    # not the paper's: as many as fit into most of their recordings
+    "java_sed": Protocol(10, Fraction(2, 5)),
+    "grid": Protocol(7, Fraction(2, 5)),
+}
+
+
+class Spread(NamedTuple):
+    """Where clips begin, in seconds; and whether neighbours share a part of the recording."""
+
+    starts: tuple[float, ...]
+    overlap: bool
+
+
+def spread(seconds: float, clip: Fraction, count: int) -> Spread:
+    """``count`` clips of a recording of ``seconds``. Raises DataError where not even one fits."""
+    if seconds < clip:
+        raise DataError(f"it lasts {seconds:.3f} s, less than one clip of {float(clip):g} s; leave it out")
+    room = seconds - float(clip)
+    if count * clip <= seconds:
+        first = (seconds - float(count * clip)) / 2
+        return Spread(tuple(round(first + float(i * clip), 6) for i in range(count)), False)
+    if count == 1:
+        return Spread((round(room / 2, 6),), False)
+    return Spread(tuple(round(room * i / (count - 1), 6) for i in range(count)), True)
