@@ -121,7 +121,7 @@ def draw_masks(
     """For each example and modality by itself: the tokens with the least noise stay.
 
     Structured masks give whole columns (times) or rows (bands) of the sound more noise than any other token has; how
-    many stay visible does not change, so that a few of those may, or others not.
+    many stay visible does not change, so that a few of those may stay, or others not.
     """
     visible, hidden = {}, {}
     for m in MODALITIES:
@@ -139,12 +139,13 @@ def _structured(
 ) -> Tensor:
     bands, times = grid
     share = objective.hidden_audio * (BOTH_AXES if objective.mask == "both" else 1)
-    noise = noise.unflatten(1, grid).clone()  # (B, bands, times)
+    noise = noise.unflatten(1, grid)  # (B, bands, times)
+    struck = torch.zeros_like(noise, dtype=torch.bool)
     if objective.mask in ("time", "both"):
-        noise.masked_fill_(_some(len(noise), times, share, generator)[:, None], 1.1)
+        struck |= _some(len(noise), times, share, generator)[:, None]
     if objective.mask in ("frequency", "both"):
-        noise.masked_fill_(_some(len(noise), bands, share, generator)[:, :, None], 1.1)
-    return noise.flatten(1)
+        struck |= _some(len(noise), bands, share, generator)[:, :, None]
+    return (noise + 1.1 * struck).flatten(1)  # the least noisy of them come back where too few others are left
 
 
 def _some(batch: int, count: int, share: float, generator: torch.Generator | None) -> Tensor:

@@ -112,6 +112,8 @@ def read_start(source: Arrays, *, what: str = "the vision MAE") -> dict[str, Ten
         raise DataError(f"{what} has no cls_token, as a vision MAE has; give one of facebookresearch/mae, or its copy")
     found: dict[str, Tensor] = {}
     for name, array in source.items():
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise DataError(f"{what}: {name} holds what is no finite number; give a whole file of weights")
         for pattern, new in RENAMED:
             name = re.sub(pattern, new, name)
         found[name] = torch.from_numpy(np.array(array, np.float32))
@@ -145,7 +147,10 @@ def initialise(
     own = model.state_dict()
     found: dict[str, Tensor] = {}
     for name, value in image.items():
-        found |= {new: tensor for new, tensor in _targets(name, value, depth, own) if new in own}
+        fills = {new: tensor for new, tensor in _targets(name, value, depth, own) if new in own}
+        if not fills and not name.startswith(("cls_token", "decoder_", "mask_token")):
+            raise DataError(f"{what} has {name}, for which the model has no place; give a vision MAE without a head")
+        found |= fills
     filled = {name for name in own if not _stays(name)}
     missing = sorted(filled - found.keys())
     if missing:
@@ -161,8 +166,9 @@ def initialise(
 
 def _targets(name: str, value: Tensor, depth: int, own: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
     """Which of our parameters one of the image's fills, and with what."""
-    if name.startswith("blocks."):
-        _, layer, rest = name.split(".", 2)
+    block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    if block:
+        layer, rest = block.groups()
         if int(layer) < depth:
             return [(f"blocks_{m}.{layer}.{rest}", value) for m in "av"]
         names = [rest, *(re.sub(r"^(norm[12])\.", rf"\1_{m}.", rest) for m in "av" if rest.startswith("norm"))]
@@ -174,9 +180,9 @@ def _targets(name: str, value: Tensor, depth: int, own: Mapping[str, Tensor]) ->
         heard = value.sum(1, keepdim=True) if value.ndim == 4 else value
         return [(f"patch_embed_v.proj.{part}", value), (f"patch_embed_a.proj.{part}", heard)]
     if name in ("pos_embed", "decoder_pos_embed"):
-        return [(f"{name}_v", value[:, 1:])]
+        return [(f"{name}_v", value[:, 1:] if value.ndim == 3 else value)]
     if name.startswith("decoder_pred."):
-        bins = len(own.get(f"decoder_pred_a.{part}", value))
+        bins = own[f"decoder_pred_a.{part}"].shape[0] if f"decoder_pred_a.{part}" in own else 0
         return [(f"decoder_pred_v.{part}", value), (f"decoder_pred_a.{part}", value[:bins])]
     return [(name, value)]
 
