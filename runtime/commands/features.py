@@ -1,6 +1,10 @@
-"""``legato features SOURCE``: what a bundle's frozen encoders say of every clip, in a file for training."""
+"""``legato features``: what a bundle's frozen encoders say of clips, in a file for training.
+
+Of every clip of recordings, as a replay sees them; or of the same number of clips of every recording of a dataset.
+"""
 
 import csv
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -12,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from runtime.cli import fail
-from runtime.errors import DataError, LegatoError, SourceError
+from runtime.errors import DataError, LegatoError, SourceError, UsageError
 from runtime.output import check_place
 
 if TYPE_CHECKING:
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from runtime.stream import Encoded
 
 app = typer.Typer(add_completion=False)
+SHOWN = 10  # reasons why something was left out
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,20 @@ class Facts:
 
 @app.command(epilog="For example: legato features recordings --labels labels.csv --out talk.safetensors")
 def features(
-    source: Annotated[str, typer.Argument(help="A media file, a folder of them, or a packet recording (*.legato).")],
     out: Annotated[Path, typer.Option(help="The feature file to write (*.safetensors).")],
+    source: Annotated[
+        str, typer.Argument(help="A media file, a folder of them, or a packet recording (*.legato).")
+    ] = "",
+    dataset: Annotated[
+        str, typer.Option(help="NAME:PATH of a dataset (see legato datasets), instead of a source.")
+    ] = "",
+    clips: Annotated[
+        int | None, typer.Option(help="Equally spaced clips of each of its recordings; else as published.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Splits of the dataset, e.g. train,val; else all.")] = "",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out what is missing or cannot be read, and succeed all the same.")
+    ] = False,
     bundle: Annotated[str, typer.Option(help="Name or folder of the bundle whose encoders are used.")] = "talk",
     labels: Annotated[
         Path | None, typer.Option(help="A CSV with columns file and label, and perhaps speaker and split.")
@@ -53,8 +70,21 @@ def features(
     """Write the features of recordings, clip by clip.
 
     They go the way of a replay - the same packets, decoders, face search and encoders - and equal its features bit
-    for bit.
+    for bit. Of a dataset, instead, equally spaced clips of each recording: side by side in its middle, or spread over
+    it and overlapping where it is too short. Labels, speakers and splits are then the dataset's.
     """
+    if dataset:
+        if source or labels or loss:
+            other = source or (f"--labels {labels}" if labels else f"--loss {loss}")
+            raise UsageError(f"--dataset {dataset} and {other} do not go together; leave one out")
+        wanted = Wanted(dataset, clips, split, skip_bad)
+        _of_dataset(wanted, out, bundle, preset, (f"engine.device={device}", *(settings or ())))
+        return
+    if not source or clips is not None or split or skip_bad:
+        option = "--clips" if clips is not None else "--split" if split else "--skip-bad" if skip_bad else ""
+        raise UsageError(
+            f"{option} is for a dataset; add --dataset NAME:PATH" if option else "name a SOURCE or --dataset NAME:PATH"
+        )
     from runtime.bundle import Bundle
     from runtime.pipeline import Pipeline
     from runtime.sources import open_sources
@@ -93,6 +123,68 @@ def features(
         raise typer.Exit(1)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of a dataset."""
+
+    dataset: str
+    clips: int | None
+    split: str
+    skip_bad: bool
+
+    @property
+    def count(self) -> int:
+        """How many clips of a recording. Raises UsageError."""
+        from encoders.datasets.equal_clips import PROTOCOL
+        from encoders.datasets.sample import DATASETS
+        from encoders.settings import pick
+
+        name = self.dataset.partition(":")[0].partition("?")[0]
+        pick(DATASETS, name, "dataset")
+        if self.clips is None and name not in PROTOCOL:
+            raise UsageError(f"how many clips of a recording of {name} are wanted is not known; give --clips")
+        count = PROTOCOL[name].clips if self.clips is None else self.clips
+        if count < 2:
+            raise UsageError(f"--clips {count} leaves nothing to fill a lost clip from; use at least 2")
+        return count
+
+
+def _of_dataset(wanted: Wanted, out: Path, bundle: str, preset: str, settings: Sequence[str]) -> None:
+    """Features of a dataset's recordings; exits with 1 where some could not be read, unless they may be skipped."""
+    from encoders.datasets.corpus import open_corpus
+    from encoders.datasets.sample import splits_of
+    from runtime.extract import extract
+    from runtime.pipeline import Pipeline
+
+    check_place(out)
+    count = wanted.count
+    corpus = open_corpus(wanted.dataset, splits=splits_of(wanted.split), skip_bad=wanted.skip_bad)
+    pipeline = Pipeline.from_bundle(bundle, preset=preset, overrides=settings)
+    bar = track(corpus.samples, "features", console=Console(stderr=True), transient=True)
+    found = extract(pipeline, bar, count)
+    lost = [*(reason for _, reason in corpus.bad), *found.unreadable]
+    for reason in lost[:SHOWN]:
+        print(f"left out: {reason}", file=sys.stderr)
+    if len(lost) > SHOWN:
+        print(f"left out: {len(lost) - SHOWN:,} more", file=sys.stderr)
+    if not found.recordings:
+        raise SourceError(f"no recording of {wanted.dataset} gave {count} clips; nothing was written")
+    facts = {name: Facts(s.label, s.speaker, s.split or "train") for name, s in found.samples.items()}
+    notes = {
+        "bundle": pipeline.bundle.hash,
+        "clip_seconds": float(pipeline.config.clip.seconds),
+        "dataset": corpus.name,
+        "clips": count,
+        "overlapping": found.overlapping,
+    }
+    classes = () if corpus.multi_label else corpus.classes()
+    gather(pipeline, found.recordings, facts, notes, classes).save(out)
+    short = f", overlapping in {found.overlapping:,} that are too short" if found.overlapping else ""
+    print(f"{count} clips of {len(found.recordings):,} recordings{short}, in {out}")
+    if lost and not wanted.skip_bad:
+        raise typer.Exit(1)
+
+
 def encode(pipeline: "Pipeline", source: Any) -> "list[Encoded]":
     """Every clip of a source once, in order, as last repaired. Raises SourceError if nothing of it was observed."""
     newest = {encoded.clip: encoded for encoded in pipeline.features(source)}
@@ -112,8 +204,12 @@ def gather(
     recordings: "Mapping[str, Sequence[Encoded]]",
     facts: Mapping[str, Facts],
     notes: Mapping[str, Any],
+    classes: Sequence[str] = (),
 ) -> "FeatureSet":
-    """One row per recording, the shorter ones ending in positions that do not exist."""
+    """One row per recording, the shorter ones ending in positions that do not exist.
+
+    ``classes``: names of the labels in their order; else those that occur, in alphabetical order.
+    """
     import torch
 
     from imputation.features import FeatureSet
@@ -128,7 +224,7 @@ def gather(
             presence[row, place] = torch.from_numpy(clip.presence)
         exists[row, : len(clips)] = True
     known = [fact_of(name, facts) or Facts() for name in recordings]
-    names = sorted({fact.label for fact in known if fact.label}) or list(pipeline.engine.task.labels)
+    names = list(classes) or sorted({fact.label for fact in known if fact.label}) or list(pipeline.engine.task.labels)
     label = torch.tensor([names.index(fact.label) if fact.label else -1 for fact in known])
     rows = FeatureSet.of(
         raw,
