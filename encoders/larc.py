@@ -35,7 +35,7 @@ def clip_to_trust(
     local = trust * weight / (slope + weight_decay * weight + eps)
     # Under a learning rate of zero, as warm-up begins, nothing needs to be held back.
     factor = (local / lr).clamp_max(1.0) if lr > 0 else torch.ones_like(local)
-    decay = torch.where(applies, weight_decay, 0.0)
+    decay = weight_decay * applies.to(local)
     factor = torch.where(applies, factor, 1.0)
     for p, gradient, d, f in zip(owners, gradients, decay.unbind(), factor.unbind(), strict=True):
         gradient.add_(p * d.to(p)).mul_(f.to(p))
