@@ -74,9 +74,11 @@ class OneTask(nn.Module):
 
     def prepare(self, clips: Tensor) -> Tensor:
         """uint8 pictures, or spectrograms (B, T, F), to the tokenizer's input."""
-        if self.head.modality == "audio":
-            return clips[:, None].expand(-1, 3, -1, -1)
-        return self.model.prepare(clips, self.head.modality)
+        return self.heard(clips) if self.head.modality == "audio" else self.model.prepare(clips, self.head.modality)
+
+    def heard(self, spectrograms: Tensor) -> Tensor:
+        """Spectrograms (B, T, F) as the tokenizer takes them, three times."""
+        return spectrograms[:, None].expand(-1, 3, -1, -1)
 
     def forward(self, x: Tensor) -> Tensor:
         """The tokenizer's input to logits (B, K)."""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from encoders.audio.filterbank import Filterbank
 from encoders.audio.log_mel import zero_of
-from encoders.classifier import build_classifier, load_encoder
+from encoders.classifier import Classifier, build_classifier, load_encoder
 from encoders.cost import clip_macs
 from encoders.datasets.balance import balanced_weights, drawn_order
 from encoders.datasets.labelled_pairs import Hearing
@@ -27,7 +27,9 @@ from encoders.finetune import finetune, make_schedule
 from encoders.judge import encoder_of, few_shot_of
 from encoders.judge import test_run as judged
 from encoders.media import AudioTrack, write_media
+from encoders.readings import answered, prepared
 from encoders.recipes import FinetuneConfig, recipe, recipe_name, resumed
+from encoders.registry import ENCODERS
 from encoders.training import Interrupted
 from runtime.cli import run as legato
 
@@ -268,6 +270,17 @@ def test_what_a_clip_costs_is_told_without_computing_it():
     with torch.device("meta"):
         model = build_classifier("ast_tiny", 10)
     assert clip_macs(model, model.spec) / 1e6 == pytest.approx(32.5, rel=0.01)
+
+
+@pytest.mark.parametrize("preset", [name for name, of in ENCODERS.items() if ".audio." in of and "tiny" in name])
+def test_every_encoder_of_sound_takes_what_its_own_front_makes(preset):
+    model = build_classifier(preset, 10).eval()
+    clip = 0.1 * torch.randn(1, int(model.clip_seconds * model.front.sample_rate))
+    if isinstance(model, Classifier):
+        model.head.weight.data.normal_()  # or every answer would be zero
+    logits = answered(model, prepared(model, model.front(clip)))
+    assert logits.shape == (1, 10) and logits.std() > 0
+    torch.testing.assert_close(answered(model, model.prepare(clip)), logits)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------
