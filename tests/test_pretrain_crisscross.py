@@ -67,11 +67,11 @@ def test_rates_rise_then_fall_by_half_while_the_predictors_stays(tmp_path, monke
     monkeypatch.setattr(
         LARCAdam, "step", lambda self: (rates.append({g["name"]: g["lr"] for g in self.param_groups}), step(self))[1]
     )
-    pretrain(tiny(epochs=6, warmup=2.0), tmp_path / "run")
+    pretrain(tiny(epochs=3, warmup=2.0), tmp_path / "run")
     base, predictor = ([r[f"{m} {part}"] for r in rates for m in ("video", "audio")] for part in ("base", "predictor"))
     base = base[::2]
     assert base[:5] == pytest.approx([0, 5e-4, 1e-3, 1.5e-3, 2e-3])
-    assert base[4:] == sorted(base[4:], reverse=True) and 1e-3 < base[-1] < 1.1e-3
+    assert base[5] == pytest.approx(1.5e-3)  # half of a half cosine, from 2e-3 down to 1e-3
     assert set(predictor) == {2e-3}
     assert told(tmp_path / "run")[0]["lr"] == pytest.approx(5e-4)
 
@@ -89,16 +89,17 @@ def test_groups_hold_every_parameter_once():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return pretrain(tiny(epochs=3, seed=5), tmp_path_factory.mktemp("runs") / "whole")
+    return pretrain(tiny(epochs=2, seed=5), tmp_path_factory.mktemp("runs") / "whole")
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_an_epoch_loses_nothing(whole, tmp_path):
     def interrupt(epoch, done, steps, loss):
         if (epoch, done) == (1, 1):
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted, match="stopped after 3 steps; all is saved, go on with --resume"):
-        pretrain(tiny(epochs=3, seed=5), tmp_path / "run", progress=interrupt)
+        pretrain(tiny(epochs=2, seed=5), tmp_path / "run", progress=interrupt)
     assert not (tmp_path / "run" / "video.safetensors").exists()
     torch.manual_seed(1234)  # whatever happened in between
     pretrain(resumed(tmp_path / "run"), tmp_path / "run", resume=True)
@@ -156,12 +157,12 @@ def test_overfitting_one_batch_brings_views_together_without_collapse():
     """Four clips whose views have nothing in common, again and again: they learn to agree, and clips stay apart."""
     torch.manual_seed(0)
     model = CrissCross(tiny(**{"model.width": 32}).model).train()
-    video = torch.randint(0, 256, (4, 2, 8, 32, 32, 3), dtype=torch.uint8)
-    batch = (video, torch.zeros(4, 2, 3, dtype=torch.int64), torch.randn(4, 2, 51, 80))
+    video = torch.randint(0, 256, (4, 2, 4, 16, 16, 3), dtype=torch.uint8)
+    batch = (video, torch.zeros(4, 2, 3, dtype=torch.int64), torch.randn(4, 2, 12, 40))
     optimizer = LARCAdam(loop._groups(model), lr=1e-2, trust=0.1)
     agreement = Agreement(AgreementConfig())
     first = agreement(model(*batch))["loss"].item()
-    for _ in range(50):
+    for _ in range(40):
         optimizer.zero_grad()
         outputs = model(*batch)
         losses = agreement(outputs)
@@ -173,6 +174,7 @@ def test_overfitting_one_batch_brings_views_together_without_collapse():
     assert loop.spread(outputs.z["v1"]) > 0.8 and loop.spread(outputs.z["a2"]) > 0.8
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_are_one_step(tmp_path, monkeypatch):
     """With batch norm frozen, two halves one after the other give the gradient of the whole."""
     monkeypatch.setattr(CrissCross, "train", lambda self, mode=True: nn.Module.train(self, False))

@@ -73,7 +73,10 @@ def test_a_released_backbone_is_read_whole(preset, size, tmp_path, capsys):
     build(preset, **SMALL).load_state_dict(weights)
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
+BARE = pytest.param("", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("prefix", ["module.", BARE])
 @pytest.mark.parametrize(("preset", "part"), [("r2plus1d_18", "video_backbone"), ("resnet2d_18", "audio_backbone")])
 def test_a_backbone_is_read_from_a_training_state(preset, part, prefix, tmp_path, capsys):
     own, state = training_state(crisscross(), prefix)
@@ -84,7 +87,7 @@ def test_a_backbone_is_read_from_a_training_state(preset, part, prefix, tmp_path
     }
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["module.", BARE])
 @pytest.mark.parametrize("layers", [3, 2])
 def test_a_training_state_fills_the_whole_model(prefix, layers):
     model = crisscross(video_layers=layers, audio_layers=layers)
@@ -149,7 +152,7 @@ def avid_cma(**video):
     return AVIDCMA(config)
 
 
-@pytest.mark.parametrize("prefix", ["module.", ""])
+@pytest.mark.parametrize("prefix", ["module.", BARE])
 @pytest.mark.parametrize(("preset", "part"), [("r2plus1d_18", "video_model"), ("conv2d_10", "audio_model")])
 def test_each_network_of_avid_cma_is_read_from_the_whole_file(preset, part, prefix, tmp_path, capsys):
     state = filled(avid_cma().state_dict())
