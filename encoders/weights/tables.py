@@ -48,11 +48,12 @@ STARTS = {
     "PolyViT": "encoders.weights.polyvit",
     "MViTv2": "encoders.weights.mvitv2",
     "MAT": "encoders.weights.mvitv2",
+    "MMT": "encoders.weights.mmt",
     "CAVMAE": "encoders.weights.cav_mae",
     "AST": "encoders.weights.ast_start",
     "MBT": "encoders.weights.mbt",
 }
-PER_VIEW = ("MTV", "MMMix")  # these start from an image ViT for each view
+PER_VIEW = ("MTV", "MMMix", "MMT")  # these start from a model for each view, or each encoder
 
 
 def layout_of(preset: str, found: str, names: Iterable[str] = ()) -> str:
