@@ -174,17 +174,21 @@ class External(nn.Module):
 
     @torch.inference_mode()
     def probe(self) -> int:
-        """The width of a feature, by encoding a clip of nothing. Raises DataError where the network cannot."""
+        """The width of a feature, by encoding a clip of nothing. Raises DataError where the network cannot do that."""
         sizes = self.config.sizes
         blank = torch.zeros(1, sizes["s"]) if "s" in sizes else self._black(sizes)
         try:
-            return int(self.encode(blank).shape[1])
+            feature = self.encode(blank)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             if isinstance(error, DataError):
                 raise
             why = str(error).splitlines()[0][:200]
             shown = tuple(self.prepare(blank).shape)
             raise DataError(f"the network does not take {shown}, laid out {self.config.layout}: {why}") from error
+
+        if not feature.isfinite().all():
+            raise DataError("the network gives numbers that are not finite for a black or silent clip; name another")
+        return int(feature.shape[1])
 
     def _black(self, sizes: Mapping[str, int]) -> Tensor:
         colours = (3,) if sizes["c"] == 3 else ()
@@ -295,7 +299,8 @@ def _read_off(file: OnnxNetwork, modality: str, known: Mapping[str, Any]) -> dic
     if "t" in fixed:
         found["frames"] = fixed["t"]
     if "s" in fixed and "clip_seconds" not in known:
-        found["clip_seconds"] = Fraction(fixed["s"], int(known.get("sample_rate", ExternalConfig.sample_rate)))
+        rates = {name: value for name, value in known.items() if name == "sample_rate"}
+        found["clip_seconds"] = Fraction(fixed["s"], config_of(ONNX, **rates).sample_rate)
     if modality == "video" and ("c" not in layout or fixed.get("c") == 1):
         found["pixel_format"] = "gray"
     return found

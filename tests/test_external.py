@@ -18,7 +18,7 @@ from encoders.adapters import adapted
 from encoders.audio import speech_embedding
 from encoders.errors import ConfigError, DataError, MissingExtraError, UsageError
 from encoders.external import ExternalConfig
-from encoders.onnx_network import OnnxNetwork
+from encoders.onnx_network import OnnxNetwork, points_elsewhere
 from encoders.packages import Package, installed
 from encoders.registry import build, config_of
 from encoders.video import face_emotion
@@ -26,7 +26,7 @@ from runtime import cli
 from runtime.bundle import Bundle
 from runtime.errors import BundleError
 from runtime.forward import Forward
-from tests.onnx_files import network
+from tests.onnx_files import kept_in, network
 from tests.test_transformer_bundles import make, replayed, start_of_the_demo
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (legato[onnx])")
@@ -181,6 +181,29 @@ def test_a_file_that_does_not_fit_is_one_sentence(tmp_path, picture, sound):
     (tmp_path / "junk.onnx").write_bytes(sound.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"is no whole network \(.*\); export it again"):
         attached(tmp_path / "junk.onnx", layout="bs")
+
+
+def test_a_file_is_all_of_the_network(tmp_path, monkeypatch):
+    """Tensors in other files are no part of the checksum, and a path in a file must open nothing."""
+    (tmp_path / "w.bin").write_bytes(np.zeros(12, np.float32).tobytes())
+    elsewhere = kept_in(network(tmp_path / "e.onnx", ["n", 6400], [("MatMul", ["x", "w"], "y", {})]), "w.bin")
+    monkeypatch.chdir(tmp_path)  # where onnxruntime would look for it
+    assert points_elsewhere(elsewhere.read_bytes())
+    with pytest.raises(DataError, match=r"e.onnx keeps tensors in other files; save it as one file"):
+        OnnxNetwork(elsewhere)
+    for junk in (b"\x0f", b"\xff" * 12, b"\x3a\x7f\x01", b"\x80"):
+        (tmp_path / "junk.onnx").write_bytes(junk)
+        with pytest.raises(DataError, match=r"junk.onnx is no whole network \(.*\); export it again"):
+            OnnxNetwork(tmp_path / "junk.onnx")
+
+
+def test_a_network_that_is_not_finite_is_found_out_before_serving(tmp_path):
+    file = network(tmp_path / "log.onnx", ["n", 6400], [("Log", ["x"], "y", {})])
+    with pytest.raises(DataError, match=r"gives numbers that are not finite for a black or silent clip; name another"):
+        external.settled("external:onnx", "audio", file, {})
+    for rate, sentence in (("x", "sample_rate='x' is not of type int"), ("0", "must be above 0")):
+        with pytest.raises((UsageError, ConfigError), match=sentence):
+            external.settled("external:onnx", "audio", file, {"sample_rate": rate})
 
 
 def test_an_onnx_encoder_is_lowered_and_copied_by_nobody(sound):
