@@ -45,11 +45,12 @@ _SPREAD = {"stride": 25}  # 8 pictures over the 8 s that are heard
 RECIPES: dict[str, dict[str, Any]] = {
     **{f"mbt_{name}": column for name, column in _MBT_COLUMNS.items()},
     **{f"mbt_8_{name}": {**column, **_SPREAD} for name, column in _MBT_COLUMNS.items()},
+    # of 2 s of a sentence
     "mbt_emotions": {
-        **LIPS, "overrides": {"video.motion": True, "video.region": "face", "video.crop_share": 64 / 68},
-        "epochs": 80, "batch": 16, "eval_every": 20, "save_every": 20, "stride": 2,
-        "sound.gain": 0.5, "sound.frequency_share": 0.2, "sound.time_masks": 1, "sound.time_share": 0.2,
-        "views": "4x1",
+        **LIPS, "overrides": {"video.motion": True, "video.region": "face", "video.crop_share": 64 / 68,
+                              "video.clip_seconds": 2, "audio.clip_seconds": 2, "audio.frames": 200},
+        "epochs": 80, "batch": 16, "eval_every": 20, "save_every": 20, "stride": 5, "smoothing": 0.1, "views": "3x1",
+        "sound.gain": 0.5, "sound.frequency_share": 0.2, "sound.time_masks": 2, "sound.time_share": 0.2,
     },
     "mbt_words": {
         **LIPS, "overrides": {"video.motion": True, "video.region": "face", "video.crop_share": 64 / 68},
