@@ -145,12 +145,26 @@ def page(rows: dict[str, list[dict[str, float]]], line: dict[str, float], seeds:
         said = " | ".join(f"{line[kind]:.3f}" for kind in KINDS)
         lines.append(f"| linear classifier of 10 pictures of 16x16 | {said} | | |")
     lines.append(f"| lip features made by hand (a trial's figures) | {BY_HAND['digit']} | {BY_HAND['command']} | | |")
+    lines += few_tokens(rows)
     below = [p for p, found in rows.items() if any(mean(f[k] for f in found) < ASKED[k] for k in KINDS)]
     above = [p for p, found in rows.items() if all(mean(f[k] for f in found) > BY_HAND[k] for k in KINDS)]
     lines += ["", f"Asked for: digits {ASKED['digit']}, commands {ASKED['command']} with every preset: "
               f"**{'met' if not below else 'missed by ' + ', '.join(below)}**. Above the features made by hand: "
               f"{', '.join(above) or 'none'}."]  # fmt: skip
     return lines
+
+
+def few_tokens(rows: dict[str, list[dict[str, float]]]) -> list[str]:
+    """TokenLearner's 8 tokens against all 64 of the same trunk, seed by seed."""
+    few, full = rows.get("token_learner_tiny", []), rows.get("token_learner_tiny_full", [])
+    if not (few and full):
+        return []
+    above = {kind: mean(a[kind] - b[kind] for a, b in zip(few, full, strict=False)) for kind in KINDS}
+    share = few[0]["macs"] / full[0]["macs"]
+    near = all(value >= -0.01 for value in above.values())
+    said = ", ".join(f"{kind}s {value * 100:+.1f} points" for kind, value in above.items())
+    return ["", f"TokenLearner with 8 tokens against all 64, at {share:.1%} of the MACs: {said}. Asked for: within 1 "
+            f"point at less than 60 %: **{'met' if near and share < 0.6 else 'missed'}**."]  # fmt: skip
 
 
 def main() -> None:

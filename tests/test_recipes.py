@@ -30,7 +30,7 @@ def of(preset, dataset, **changes):
         ("mtv_l", "moments", "mtv_l_moments"),
         ("token_learner_b_16", "imagenet", "token_learner_imagenet"),
         ("vivit_tiny", "grid_digits", "lips_vivit"),
-        ("token_learner_tiny", "grid_lips", "lips"),
+        ("token_learner_tiny", "grid_lips", "lips_tokens"),
         ("mvitv2_tiny", "grid_lips", "lips"),
         ("mvitv2_s_16x4", "kinetics600", "mvitv2_s_kinetics"),
         ("mvitv2_b_32x3", "ssv2", "mvitv2_b_ssv2"),
