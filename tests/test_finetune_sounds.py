@@ -322,6 +322,6 @@ def test_contradictions_are_one_sentence(changes, sentence, data, tmp_path):
         finetune(small(data, **changes), tmp_path / "run")
 
 
-def test_sound_beside_pictures_is_not_mixed_one_by_one():
-    with pytest.raises(ConfigError, match=r"mixup 0\.5 and repeat True of sound are for models"):
-        Hearing(front=FRONT, seconds=Fraction(2, 5), augment=Spectrograms(mixup=0.5))
+def test_sound_beside_pictures_is_not_left_short():
+    with pytest.raises(ConfigError, match=r"repeat False of sound is for models of sound alone"):
+        Hearing(front=FRONT, seconds=Fraction(2, 5), augment=Spectrograms(repeat=False))

@@ -218,6 +218,10 @@ class CAVMAE(nn.Module):
             raise DataError(f"clips of {pictures.shape[2]} pictures came to a model that looks at one; give one each")
         return {"rgb": pictures[:, :, 0]}
 
+    def heard(self, spectrograms: Float[Tensor, "b u f"]) -> dict[str, Tensor]:
+        """Spectrograms that the front made, as `prepare` gives them: what a model of mode audio is trained on."""
+        return {"audio": spectrograms}
+
     # both at once
 
     def forward(self, seen: Tensor | Mapping[str, Tensor], presence: Tensor | None = None) -> Float[Tensor, "b k"]:

@@ -2,7 +2,9 @@
 
 A reading is a dict: ``video`` uint8 (T, H, W[, 3]), ``audio`` float32 (U, F), a spectrogram, ``presence`` bool (2,)
 for video and audio, and for a model with a view of movement ``flow`` float16 (T, H, W, 2) in pixels. What a recording
-does not have, or a face that nobody sees in it, is zeros with presence False. Sound goes with the pictures: where a
+does not have, or a face that nobody sees in it, is zeros with presence False. Where clips are mixed as they are read
+(``mixup`` of sound: samples with samples, pictures with pictures) there are ``partner`` and ``share`` beside, as in
+`encoders.datasets.labelled_sounds`. Sound goes with the pictures: where a
 clip is spread over a span longer or shorter than the model's clip, so is its spectrogram, and where a short recording
 begins anew, so does its sound.
 
@@ -11,6 +13,7 @@ Shapes: V view, T frame, H W pixels, U mel frame, F mel bin, S sample.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -24,11 +27,12 @@ from encoders.audio.log_mel import Front, zero_of
 from encoders.clips import AudioSpec, ClipSpec
 from encoders.datasets.augment import Augment, crop_at, to_short_side
 from encoders.datasets.labelled import Look, kept_samples
+from encoders.datasets.labelled_sounds import mixed_sound
 from encoders.datasets.reader import is_still, read_sample, seconds_of
 from encoders.datasets.sample import Sample
 from encoders.datasets.spectrograms import Spectrograms
 from encoders.datasets.views import ClipSampling, Views, starts_of
-from encoders.errors import ConfigError, DataError, LegatoError
+from encoders.errors import ConfigError, DataError, LegatoError, SourceError
 from encoders.video.flow import FlowCache, FlowConfig, optical_flow
 
 __all__ = ["Hearing", "LabelledPairs", "Span", "Spectrograms", "kept_flow", "require_both"]
@@ -50,10 +54,9 @@ class Hearing:
 
     def __post_init__(self) -> None:
         _ = ClipSpec(seconds=self.seconds, audio=AudioSpec(sample_rate=self.rate)).samples  # a whole number
-        if self.augment.mixup or not self.augment.repeat:
+        if not self.augment.repeat:
             raise ConfigError(
-                f"mixup {self.augment.mixup} and repeat {self.augment.repeat} of sound are for models of sound alone; "
-                "use the run's own mixup, or an audio encoder"
+                f"repeat {self.augment.repeat} of sound is for models of sound alone; leave it out, or train such a one"
             )
 
     @property
@@ -129,6 +132,13 @@ class LabelledPairs:
             raise ConfigError("simclr turns time around, which sound and flow cannot follow; use colour instead")
         if self.augment.area is not None and self.flow is not None:
             raise ConfigError(f"area {self.augment.area} cuts boxes that flow cannot follow; use scale instead")
+        if self.flow is not None and self._mixes:
+            raise ConfigError(f"mixup {self._mixes} of sound mixes pictures that flow cannot follow; use the run's own")
+
+    @property
+    def _mixes(self) -> float:
+        """How often a clip is mixed as it is read."""
+        return self.hearing.augment.mixup if self.hearing is not None else 0.0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -137,6 +147,8 @@ class LabelledPairs:
         """A span from anywhere in the sample, its pictures and its sound changed at random."""
         start = self._on_grid(self.sampling.draw(float(self.length(index)), random))
         span, side, size = self.span(index, start), self.look.short_side, self.look.size
+        if self._mixes:
+            return self._mixed(index, span, random)
         out = self._nothing()
         if span.frames is not None:
             if self.flow is None:
@@ -148,6 +160,32 @@ class LabelledPairs:
         if span.sound is not None and self.hearing is not None:
             out["audio"] = self.hearing.hear(span.sound, random)
         return {**out, "presence": _presence(span)}
+
+    def _mixed(self, index: int, span: Span, random: np.random.Generator) -> dict[str, np.ndarray]:
+        """A training clip, with some chance a share of it and the rest of one of another recording that has as much."""
+        assert self.hearing is not None
+        augment, partner, share = self.hearing.augment, index, 1.0
+        other = span
+        if random.random() < augment.mixup:
+            drawn = int(random.integers(len(self.samples)))
+            share = float(random.beta(augment.mixup_alpha, augment.mixup_alpha))
+            with suppress(LegatoError):  # what cannot be read is no partner
+                found = self.span(drawn, self._on_grid(self.sampling.draw(float(self.length(drawn)), random)))
+                if (_presence(found) == _presence(span)).all():
+                    partner, other = drawn, found
+        share = share if partner != index else 1.0
+        out = self._nothing()
+        if span.frames is not None and other.frames is not None:
+            pictures = self.augment(span.frames, self.look.short_side, self.look.size, random)
+            if partner != index:
+                also = self.augment(other.frames, self.look.short_side, self.look.size, random)
+                pictures = np.rint(share * pictures + (1 - share) * also).astype(np.uint8)
+            out["video"] = pictures
+        if span.sound is not None and other.sound is not None:
+            sound = mixed_sound(span.sound, other.sound, share) if partner != index else span.sound
+            out["audio"] = self.hearing.hear(sound, random)
+        return {**out, "presence": _presence(span), "partner": np.array([partner]),
+                "share": np.array([share], np.float32)}  # fmt: skip
 
     def views(self, index: int, views: Views) -> dict[str, np.ndarray]:
         """The spans of a test, the squares of a span beside each other, each with the span's sound."""
@@ -179,7 +217,9 @@ class LabelledPairs:
         if self.hearing is None or not self.hearing.apart:
             return self._read(index, float(start), seconds, sampling.frames)
         begin = self.hearing.start(float(start), float(seconds), float(whole))
-        sound = self._sound(index, begin, min(self.hearing.seconds, whole))
+        sound = None
+        with suppress(SourceError):  # there is no track of it; a file that is no recording fails with its pictures
+            sound = self._sound(index, begin, min(self.hearing.seconds, whole))
         return Span(self._read(index, float(start), seconds, sampling.frames).frames, sound)
 
     def length(self, index: int) -> Fraction:

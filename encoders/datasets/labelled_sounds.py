@@ -25,7 +25,7 @@ from encoders.datasets.spectrograms import Spectrograms
 from encoders.datasets.views import Views
 from encoders.errors import DataError, LegatoError
 
-__all__ = ["LabelledSounds", "require_sound"]
+__all__ = ["LabelledSounds", "mixed_sound", "require_sound"]
 
 Sound = NDArray[np.float32]
 LOOKED_AT = 256  # recordings, before it is said that none of them has sound
@@ -78,10 +78,7 @@ class LabelledSounds:
         if not augment.mixup or random.random() >= augment.mixup:
             return clip, index, 1.0
         partner, share = int(random.integers(len(self.samples))), random.beta(augment.mixup_alpha, augment.mixup_alpha)
-        other = self._drawn(partner, random)
-        other = np.pad(other, (0, max(0, len(clip) - len(other))))[: len(clip)]
-        mixed = share * (clip - clip.mean()) + (1 - share) * (other - other.mean())
-        return (mixed - mixed.mean()).astype(np.float32), partner, share
+        return mixed_sound(clip, self._drawn(partner, random), share), partner, share
 
     def views(self, index: int, views: Views) -> Sound:
         """Clips with linearly spaced starts, a single one from the middle; sound has no squares to cut."""
@@ -114,6 +111,13 @@ class LabelledSounds:
 
     def _spectrogram(self, clip: Sound) -> Sound:
         return self.front(torch.from_numpy(np.ascontiguousarray(clip))[None])[0].float().numpy()
+
+
+def mixed_sound(clip: Sound, other: Sound, share: float) -> Sound:
+    """Samples of a clip and of another, which is filled up or cut to its length, neither with an offset."""
+    other = np.pad(other, (0, max(0, len(clip) - len(other))))[: len(clip)]
+    mixed = share * (clip - clip.mean()) + (1 - share) * (other - other.mean())
+    return (mixed - mixed.mean()).astype(np.float32)
 
 
 def _read_sound(sample: Sample, spec: ClipSpec) -> Sound:

@@ -91,12 +91,15 @@ def unmixed(
 ) -> tuple["Tensor | Mapping[str, Tensor]", Tensor]:
     """A batch as a model takes it, and its targets (B, K), of which ``targets_of`` gives those of samples by number.
 
-    Where clips were mixed as they were read (`encoders.datasets.labelled_sounds`), their targets are so here.
+    Where clips were mixed as they were read (`encoders.datasets.labelled_sounds`, `labelled_pairs`), their targets are
+    so here; sound alone is then a tensor again.
     """
     targets = targets_of(ids.tolist())
     if isinstance(x, Tensor) or "partner" not in x:
         return x, targets
-    return x["audio"], torch.lerp(targets_of(x["partner"][:, 0].tolist()), targets, x["share"].to(targets))
+    mixed = torch.lerp(targets_of(x["partner"][:, 0].tolist()), targets, x["share"].to(targets))
+    rest = {name: v for name, v in x.items() if name not in ("partner", "share")}
+    return (rest["audio"] if set(rest) == {"audio"} else rest), mixed
 
 
 def smooth(targets: Tensor, amount: float) -> Tensor:

@@ -20,8 +20,8 @@ Sound = NDArray[np.float32]
 @dataclass(frozen=True, kw_only=True)
 class Spectrograms:
     """What is done to training sound. Widths are shares of a spectrogram; the defaults are PolyViT's 48 of 128 mel bins
-    and 48 of 800 mel frames, for models whose clips are shorter. ``fill`` and what follows it are AST's; only models of
-    sound alone have it mixed, or not repeated."""
+    and 48 of 800 mel frames, for models whose clips are shorter. ``fill`` and what follows it are AST's; beside
+    sound that is mixed pictures are mixed too, and only models of sound alone have it not repeated."""
 
     gain: float = 0.0  # louder or softer by up to this share (ours); fronts that remove loudness hardly notice
     frequency_masks: int = 1

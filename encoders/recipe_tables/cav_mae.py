@@ -50,6 +50,7 @@ _FINETUNED: dict[str, Any] = {
     **augmented(mirror=0.0, scale=(1.0, 1.0), colour=0.0, grayscale=0.0),
     "sound.frequency_masks": 1, "sound.frequency_share": 48 / 128, "sound.time_masks": 1,
     "sound.time_share": 192 / 1024, "sound.warp": 0, "sound.fill": "zero", "sound.noise": 0.1, "sound.roll": 1024,
+    "sound.mixup": 0.5,
 }  # fmt: skip
 _MULTI = {"loss": "sigmoid_mean", "validation_splits": ("test",)}
 
