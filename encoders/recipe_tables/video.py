@@ -125,7 +125,8 @@ CHOICES: dict[tuple[str, str], str] = {
     ("mvitv2", "imagenet"): "mvitv2_imagenet",
     ("", ""): "vivit_kinetics400",
     **{(family, f"grid_{name}"): recipe
-       for family, recipe in (("vivit", "lips_vivit"), ("mtv", "lips"), ("token_learner", "lips_tokens"), ("mvitv2", "lips"))
+       for family, recipe in (("vivit", "lips_vivit"), ("mtv", "lips"), ("token_learner", "lips_tokens"),
+                              ("mvitv2", "lips"))
        for name in ("digits", "commands", "lips", "words")},
     ("", "grid_words"): "words",
     ("", "grid_lips"): "words",
