@@ -62,7 +62,7 @@ def test_a_pre_trained_encoder_is_fine_tuned_and_serves(data, tmp_path):
     assert encoder.encode(torch.zeros(2, 6400), "audio").shape == (2, 16)
 
 
-@pytest.mark.parametrize("mode", ["video", "audio"])
+@pytest.mark.parametrize("mode", ["audio", pytest.param("video", marks=pytest.mark.slow)])
 def test_one_modality_is_fine_tuned_by_itself(mode, data, tmp_path):
     sound = {"sound.mixup": 0.0} if mode == "video" else {}
     out = finetune(small(data, **{"model.mode": mode, "epochs": 1, "views": "1x1"}, **sound), tmp_path / "run")

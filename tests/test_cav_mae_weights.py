@@ -1,6 +1,7 @@
 """CAV-MAE's weights by their published names: read, refused, started from, and carried into curri-MAE."""
 
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -22,13 +23,16 @@ SETTINGS = [part for key, value in SIZES.items() for part in ("--set", f"{key}={
 
 def published(kind: str = "pretraining", prefix: str = "module.") -> dict[str, np.ndarray]:
     """A file of the public code, every number by the fill rule."""
-    if kind == "pretraining":
-        with torch.device("meta"):
-            model = CAVMAEPretraining(config_of("cav_mae_tiny", **SIZES), PatchDecoderConfig(**{**SIZES}))
-    else:
-        with torch.device("meta"):
-            model = build("cav_mae_tiny", classes=5, **SIZES)
-    return {prefix + k: filled(k, tuple(v.shape)) for k, v in model.state_dict().items()}
+    return {prefix + name: array for name, array in numbers(kind).items()}
+
+
+@cache
+def numbers(kind: str) -> dict[str, np.ndarray]:
+    with torch.device("meta"):
+        config = config_of("cav_mae_tiny", **SIZES)
+        whole = CAVMAEPretraining(config, PatchDecoderConfig(**SIZES)) if kind == "pretraining" else None
+        model = whole or build("cav_mae_tiny", classes=5, **SIZES)
+    return {k: filled(k, tuple(v.shape)) for k, v in model.state_dict().items()}
 
 
 def saved(folder, arrays, name="w.safetensors"):
