@@ -85,7 +85,6 @@ FRONTS: dict[str, Front] = {
     "filterbank": Filterbank(),
     "slaney_mel": SlaneyMel(),
     "cav_mae": CAV_MAE,
-    "cav_mae": CAV_MAE,
     "scenic": SCENIC,
     "scenic_raw": SCENIC_RAW,
 }
