@@ -232,6 +232,7 @@ def _open(config: PretrainConfig, model: CrissCross) -> ViewPairs:
         audio=model.audio_backbone.spec,
         audio_seconds=model.audio_backbone.clip_seconds,
     )
+    model.audio_backbone.front(torch.zeros(1, spec.samples))  # says whether a clip is long enough to be heard
     return open_views(
         config.data, spec, model.audio_backbone.front,
         splits=config.splits, augment=config.augment, synchrony=config.synchrony, seed=config.seed,

@@ -87,17 +87,32 @@ def resumed_as(config_class: type[Config], out: Path, may_change: Sequence[str],
     return after
 
 
-class _Readings(torch.utils.data.Dataset[tuple[int | Tensor, ...]]):
-    """(instance, epoch, place in the epoch) to one reading; the same whoever reads it, and whenever."""
+Read = tuple[int | Tensor, ...] | str  # a reading, or the one sentence that says why there is none
+
+
+class _Readings(torch.utils.data.Dataset[Read]):
+    """(instance, epoch, place in the epoch) to one reading; the same whoever reads it, and whenever.
+
+    What cannot be read is told, not raised: an error that leaves another process comes with its traceback.
+    """
 
     def __init__(self, pairs: Readable, seed: int) -> None:
         self.pairs, self.seed = pairs, seed
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[int | Tensor, ...]:
+    def __getitem__(self, key: tuple[int, int, int]) -> Read:
         index, epoch, place = key
         random = np.random.default_rng([self.seed, epoch, place])
-        index, *parts = read_or_next(self.pairs, index, random)
+        try:
+            index, *parts = read_or_next(self.pairs, index, random)
+        except LegatoError as error:
+            return str(error)
         return index, *map(torch.from_numpy, parts)
+
+
+def _together(readings: list[Read]) -> list[Tensor] | str:
+    """A part of a batch, or the first sentence that says why there is none."""
+    why = next((reading for reading in readings if isinstance(reading, str)), None)
+    return why if why is not None else torch.utils.data.default_collate(readings)
 
 
 @dataclass
@@ -143,7 +158,8 @@ class PairRun:
 
     def epoch_batches(self) -> Iterator[list[list[Tensor]]]:
         """This process's share of the epoch's batches, in parts, from the first one not done yet; an incomplete last
-        one is left out. The first tensor of a part is its instances."""
+        one is left out. The first tensor of a part is its instances. Raises DataError where too many in a row are
+        broken."""
         config, (rank, processes) = self.config, world()
         share = config.batch // processes // self.accumulate
         order = epoch_order(config.seed, self.epoch, len(self.pairs), config.clips_per_video)
@@ -158,12 +174,15 @@ class PairRun:
             _Readings(self.pairs, config.seed),
             batch_sampler=keys,
             num_workers=config.workers,
+            collate_fn=_together,
             worker_init_fn=quiet_worker,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or the loader would draw from the global one, and resuming would differ
         )
         parts: list[list[Tensor]] = []
         for part in loader:
+            if isinstance(part, str):
+                raise DataError(part)
             parts.append([x.to(self.device, non_blocking=True) for x in part])
             if len(parts) == self.accumulate:
                 yield parts

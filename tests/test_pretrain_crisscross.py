@@ -236,6 +236,21 @@ def test_contradictions_stop_before_anything_is_written(whole, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_recordings_that_cannot_be_read_are_one_sentence_whoever_reads(tmp_path, capsys, workers):
+    for name in "abcd":
+        (tmp_path / f"{name}.mp4").write_text("no film")
+    command = ["--data", f"folder:{tmp_path}", "--preset", "crisscross_tiny", "--set", f"workers={workers}"]
+    assert legato(*command, "--batch", 4, "--device", "cpu", "--out", tmp_path / "run") == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "4 recordings in a row cannot be read, the first because" in err
+
+
+def test_a_clip_too_short_to_be_heard_stops_before_anything_is_read(tmp_path):
+    with pytest.raises(ConfigError, match="an audio clip of 320 samples is too short for a window of 1024"):
+        pretrain(tiny(**{"model.audio.clip_seconds": "1/50"}), tmp_path / "run")
+
+
 def test_a_resumed_run_may_not_change(whole):
     with pytest.raises(ConfigError, match=r"epochs of the run in .* is fixed"):
         resumed(whole, epochs=9)
