@@ -77,7 +77,10 @@ BARE = pytest.param("", marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("prefix", ["module.", BARE])
-@pytest.mark.parametrize(("preset", "part"), [("r2plus1d_18", "video_backbone"), ("resnet2d_18", "audio_backbone")])
+@pytest.mark.parametrize(
+    ("preset", "part"),
+    [("resnet2d_18", "audio_backbone"), pytest.param("r2plus1d_18", "video_backbone", marks=pytest.mark.slow)],
+)
 def test_a_backbone_is_read_from_a_training_state(preset, part, prefix, tmp_path, capsys):
     own, state = training_state(crisscross(), prefix)
     code, weights = imported(tmp_path, preset, state, *SETTINGS)
@@ -88,7 +91,7 @@ def test_a_backbone_is_read_from_a_training_state(preset, part, prefix, tmp_path
 
 
 @pytest.mark.parametrize("prefix", ["module.", BARE])
-@pytest.mark.parametrize("layers", [3, 2])
+@pytest.mark.parametrize("layers", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_training_state_fills_the_whole_model(prefix, layers):
     model = crisscross(video_layers=layers, audio_layers=layers)
     own, state = training_state(model, prefix, layers)
@@ -97,6 +100,7 @@ def test_a_training_state_fills_the_whole_model(prefix, layers):
     assert all(torch.equal(found[k], own[k]) for k in found)
 
 
+@pytest.mark.slow
 def test_pre_training_starts_from_a_training_state(tmp_path, capsys):
     changes = ["model.video.stem_width=4", "model.audio.stem_width=4", "model.width=8", "model.bottleneck=4"]
     from encoders.pretrain_crisscross import recipe
