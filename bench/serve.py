@@ -310,7 +310,7 @@ def measure(options: argparse.Namespace, media: Path) -> dict[str, Any]:
     if not {"streams", "most"} & set(options.only):
         return found
     with serving(options) as server:
-        trial(server, options, media, 1, 4.0)  # the first stream pays for what is loaded late
+        trial(server, options, media, min(16, options.streams), 5.0)  # the first pay for what is loaded late
         if "streams" in options.only:
             found["streams"] = trial(server, options, media, options.streams, options.seconds)
             show(found["streams"], f"{options.streams} streams")
