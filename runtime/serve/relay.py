@@ -35,6 +35,7 @@ HEAD = struct.Struct(">cI")
 CALL, MESSAGE, END, STATUS = b"C", b"M", b"E", b"S"
 TRACE_KEY = "traceparent"
 REACH_SECONDS = 5.0  # to reach another worker
+LAST_WORD = 5.0  # seconds that it has to read a status
 
 
 async def _send(writer: asyncio.StreamWriter, kind: bytes, data: bytes = b"") -> None:
@@ -66,29 +67,45 @@ class Relay:
         log.info("stream passed on", to=index, caller=caller.name)
         self.active += 1
         try:
+            await self._pass_on(index, config, caller, context)
+        finally:
+            self.active -= 1
+
+    async def _pass_on(self, index: int, config: pb.StreamConfig, caller: Caller, context: Any) -> None:
+        try:
             async with asyncio.timeout(REACH_SECONDS):
                 reader, writer = await asyncio.open_unix_connection(self.seat.path(index))
         except (OSError, TimeoutError):
-            self.active -= 1
             raise worker_gone() from None
-        up = asyncio.create_task(_up(writer, config, caller, context))
-        down = asyncio.create_task(_down(reader, context))
         try:
-            await context.send_initial_metadata(())
-            await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
-            if up.done() and not down.done():
-                up.result()  # what was wrong with a request ends the call as it would have without a relay
-            code, message, trailing = await down
+            await context.send_initial_metadata(())  # before a response can: grpc.aio would send it with that again
+            code, message, trailing = await _piped(reader, writer, config, caller, context)
         except (asyncio.IncompleteReadError, ConnectionError):
             raise worker_gone() from None
         finally:
-            self.active -= 1
-            up.cancel()
-            down.cancel()
-            await asyncio.wait((up, down))
             writer.transport.abort()
         if code != "OK":
             await abort(context, grpc.StatusCode[code], message, trailing)
+
+
+Status = tuple[str, str, tuple[tuple[str, bytes], ...]]  # code, message, trailing metadata
+
+
+async def _piped(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, config: pb.StreamConfig, caller: Caller, context: Any
+) -> Status:
+    """Both directions at once, until the other worker has said how the call ends."""
+    up = asyncio.create_task(_up(writer, config, caller, context))
+    down = asyncio.create_task(_down(reader, context))
+    try:
+        await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
+        if up.done() and not down.done():
+            up.result()  # what was wrong with a request ends the call as it would have without a relay
+        return await down
+    finally:
+        up.cancel()
+        down.cancel()
+        await asyncio.wait((up, down))
 
 
 async def _up(writer: asyncio.StreamWriter, config: pb.StreamConfig, caller: Caller, context: Any) -> None:
@@ -103,8 +120,8 @@ async def _up(writer: asyncio.StreamWriter, config: pb.StreamConfig, caller: Cal
         await _send(writer, END)
 
 
-async def _down(reader: asyncio.StreamReader, context: Any) -> tuple[str, str, tuple[tuple[str, bytes], ...]]:
-    """Responses, as the client takes them; then the status: code, message, trailing metadata."""
+async def _down(reader: asyncio.StreamReader, context: Any) -> Status:
+    """Responses, as the client takes them; then the status."""
     while True:
         kind, data = await _receive(reader)
         if kind == STATUS:
@@ -145,15 +162,26 @@ class Behind:
             assert kind == CALL, kind
             about = json.loads(data)
             context = PassedOn(reader, writer, about, task)
-            await self._serve(context, Caller(about["caller"], frozenset({"stream"})))
-            await context.end("OK", "", ())
-        except (_Ended, ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # told, or nobody is there to be told, or the server stops
+            with suppress(_Ended):
+                await self._serve(context, Caller(about["caller"], frozenset({"stream"})))
+                await context.end("OK", "", ())
+            await _heard_out(reader)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # nobody is there to be told, or the server stops
         except Exception:
             log.exception("a call that was passed on failed")
         finally:
             self._calls.discard(task)
             writer.close()
+
+
+async def _heard_out(reader: asyncio.StreamReader) -> None:
+    """Take what the other worker still sends until it hangs up: a socket that is closed with something unread in it
+    takes what it sent last along, and that was the status."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LAST_WORD):
+            while await reader.read(1 << 16):
+                pass
 
 
 class _Ended(Exception):
@@ -215,6 +243,7 @@ class PassedOn:
         """The last frame."""
         if self._watch is not None:
             self._watch.cancel()
+            await asyncio.wait((self._watch,))  # it reads, and only one may
         status = {"code": code, "message": message, "trailing": [(key, value.hex()) for key, value in trailing]}
         await _send(self._writer, STATUS, json.dumps(status).encode())
 
