@@ -1,8 +1,9 @@
 """What happens when things die, and when clients mean no good: ``python -m bench.faults``.
 
-1. ``kills``: ``legato send`` of the bundled demo, with a state file, to ``legato serve``, both as processes on this
-   machine. At random moments one of them gets SIGKILL and is started again, ``--kills`` times each. Every final
-   prediction must be in the results exactly once, as in an undisturbed run.
+1. ``kills``: ``legato send`` of the bundled demo, with a state file, to ``legato serve`` with some workers, all as
+   processes on this machine. At random moments the client, the server or one worker gets SIGKILL and is started again
+   (a worker by its server), ``--kills`` times each. Every final prediction must be in the results exactly once, as in
+   an undisturbed run.
 2. ``hostile``: each attack of ``bench.hostile`` in a process of its own, ``--rounds`` times, beside a neighbour that
    sends in real time: what the attacker was answered and when, the neighbour's 99th percentile against a run without
    attack, and the server's memory before and after each round. What the first round of all leaves behind are caches;
@@ -81,6 +82,14 @@ class Served:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
+    def kill_worker(self, rng: random.Random) -> None:
+        """One of its worker processes, if any is there; the others go on."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        workers = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+        if workers:
+            os.kill(int(rng.choice(workers)), signal.SIGKILL)
+
     def memory(self) -> float:
         """Resident, in MB."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -118,6 +127,7 @@ class Kills:
 
     server: int = 0
     client: int = 0
+    worker: int = 0
     runs: int = 0
     finals: int = 0  # of an undisturbed run
     missing: int = 0
@@ -134,14 +144,20 @@ def kills(options: argparse.Namespace, folder: Path) -> Kills:
     """Run until both have been killed often enough."""
     rng, told = random.Random(options.seed), Kills()
     began = time.monotonic()
-    with Served(folder, "--deterministic", "--device", options.device) as server:
+    workers = ("--workers", str(options.workers))
+    with Served(folder, "--deterministic", "--device", options.device, *workers) as server:
         undisturbed = finals(play(server, folder / "undisturbed.jsonl", options.speed))
         told.finals = len(undisturbed)
-        while min(told.server, told.client) < options.kills:
+        while any(getattr(told, victim) < options.kills for victim in victims(options)):
             told.runs += 1
             compare(told, undisturbed, finals(disturbed(server, folder / f"{told.runs}.jsonl", rng, told, options)))
     told.seconds = time.monotonic() - began
     return told
+
+
+def victims(options: argparse.Namespace) -> tuple[str, ...]:
+    """Who is killed; of several workers also one at a time."""
+    return ("server", "client", "worker") if options.workers > 1 else ("server", "client")
 
 
 def play(server: Served, out: Path, speed: str) -> Path:
@@ -163,15 +179,18 @@ def disturbed(server: Served, out: Path, rng: random.Random, told: Kills, option
                 client.wait(wait)
             if client.poll() is not None:
                 break
-            victims = [v for v in ("server", "client") if getattr(told, v) < options.kills]
-            if not victims:
+            left = [v for v in victims(options) if getattr(told, v) < options.kills]
+            if not left:
                 continue
-            victim = rng.choice(victims)
+            victim = rng.choice(left)
             told.moments.append((victim, round(wait, 3)))
             if victim == "server":
                 told.server += 1
                 server.kill()
                 server.start()
+            elif victim == "worker":
+                told.worker += 1
+                server.kill_worker(rng)
             else:
                 told.client += 1
                 client.send_signal(signal.SIGKILL)
@@ -341,7 +360,8 @@ def page(told: Kills | None, alone: float, suffered: Sequence[Suffered]) -> list
     if told is not None:
         once = "every one exactly once" if not (told.missing or told.doubled or told.unknown) else "**not once each**"
         lines += [
-            f"SIGKILL of the server {told.server} times and of the client {told.client} times, at random moments, over "
+            f"SIGKILL of the server {told.server} times, of one of its workers {told.worker} times and of the client "
+            f"{told.client} times, at random moments, over "
             f"{told.runs} runs of the bundled demo ({told.finals} final predictions each, "
             f"{told.runs * told.finals} in all): {once} ({told.missing} missing, {told.doubled} twice, {told.unknown} "
             f"unknown). Labels that differ from an undisturbed run: {told.labels}; predictions over a clip whose state "
@@ -386,6 +406,7 @@ def working_folder(kept: Path | None) -> Iterator[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="of each; 0 leaves the part out")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the server that is killed")
     parser.add_argument("--longest", type=float, default=6.0, help="seconds between two deaths, at most")
     parser.add_argument("--speed", default="realtime", help="of the disturbed stream")
     parser.add_argument("--neighbour", type=float, default=20.0, help="seconds that it plays; 0 leaves the part out")
