@@ -59,7 +59,8 @@ def test_a_start_that_does_not_fit_is_refused_and_changes_nothing(files, kind, s
     model = fresh()
     with pytest.raises(kind, match=sentence):
         initialise(model, [read_start(file) for file in files])
-    assert all(torch.equal(v, fresh().state_dict()[k]) for k, v in model.state_dict().items())
+    before = fresh().state_dict()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_the_command_takes_one_file_for_each_encoder(tmp_path, capsys):
