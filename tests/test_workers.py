@@ -88,7 +88,7 @@ async def crew(
         for index, dispatcher in enumerate(made):
             server = Server(
                 ServeConfig(listen="127.0.0.1:0", grace=2.0, **settings),
-                offers={"fake": offer(dispatcher)},
+                offers={"fake": offer(dispatcher, delay=1.0)},
                 seat=Seat(index=index, loads=loads, folder=folder),
             )
             await server.start()
