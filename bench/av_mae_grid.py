@@ -187,6 +187,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     args = parser.parse_args()
     args.set, args.pre = (dict(pair.split("=", 1) for pair in pairs) for pairs in (args.set, args.pre))
+    if unknown := set(filter(None, args.only.split(","))) - set(arms(full=True)):
+        parser.error(f"--only {sorted(unknown)[0]!r} is no arm; known: {', '.join(arms(full=True))}")
     torch.set_num_threads(1)
     rows: dict[str, list[dict[str, float]]] = defaultdict(list)
     for seed in range(args.seeds):
