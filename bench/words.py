@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, default=None, help="folder of runs to start from, preset by preset")
     parser.add_argument("--no-train", action="store_true", help="only tabulate what is there")
     parser.add_argument("--name", default="words", help="of the results")
+    parser.add_argument("--about", default="", help="what else there is to say of these runs, for the results")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -188,7 +189,8 @@ def main() -> None:
                 print(preset, seed, {k: round(v, 3) for k, v in found.items()}, flush=True)
     if not args.only:
         line = linear(args)
-        write_results(args.out, args.name, {"rows": rows, "linear": line}, page(rows, line, args.seeds))
+        lines = page(rows, line, args.seeds) + (["", args.about] if args.about else [])
+        write_results(args.out, args.name, {"rows": rows, "linear": line}, lines)
 
 
 if __name__ == "__main__":
