@@ -126,17 +126,17 @@ def _order(seed: int, epoch: int, size: int) -> np.ndarray:
     return _orders[key]
 
 
-class _Readings(torch.utils.data.Dataset[tuple[int, int, Tensor]]):
-    """(task, sample, epoch, place) to (task, sample read, clip); the same whoever reads it, and whenever."""
+class _Readings(torch.utils.data.Dataset[tuple[int, int, Tensor, int]]):
+    """(task, sample, epoch, place) to (task, sample read, clip, sample); the same whoever reads it, and whenever."""
 
     def __init__(self, instances: Sequence[Instances], seed: int) -> None:
         self.instances, self.seed = instances, seed
 
-    def __getitem__(self, key: tuple[int, int, int, int]) -> tuple[int, int, Tensor]:
-        task, index, epoch, place = key
+    def __getitem__(self, key: tuple[int, int, int, int]) -> tuple[int, int, Tensor, int]:
+        task, asked, epoch, place = key
         random = np.random.default_rng([self.seed, task, epoch, place])
-        index, clip = train_or_next(self.instances[task], index, random)
-        return task, index, torch.from_numpy(np.ascontiguousarray(clip))
+        index, clip = train_or_next(self.instances[task], asked, random)
+        return task, index, torch.from_numpy(np.ascontiguousarray(clip)), asked
 
 
 class _Keys:
@@ -162,6 +162,7 @@ class _Run:
     model: PolyViT
     optimizer: torch.optim.Optimizer
     step: int = 0
+    unreadable: int = 0  # samples of this process that were replaced by another
 
     def save(self) -> None:
         """Write the checkpoint; every process must call this, one writes."""
@@ -212,11 +213,12 @@ def cotrain(
         while run.step < total:
             step = run.plan[run.step]
             lr = step.lr * schedule(run.step / total)
-            losses = train_step(run, [(turn, next(batches)) for turn in step.turns], lr, device)
+            losses = train_step(run, [(turn, _read(run, turn, next(batches), say)) for turn in step.turns], lr, device)
             run.step += 1
             loss = sum(losses.values()) / len(losses)
             if run.step % config.log_every == 0 or run.step == total:
-                logs.write(run.step, lr=lr, loss=loss, **{f"loss_{name}": value for name, value in losses.items()})
+                parts = {f"loss_{name}": value for name, value in losses.items()}
+                logs.write(run.step, lr=lr, loss=loss, unreadable=run.unreadable, **parts)
             if progress is not None:
                 progress(0, run.step, total, loss)
             if any_process(stop_requested()):
@@ -233,6 +235,20 @@ def cotrain(
     return out
 
 
+def _read(run: _Run, turn: Turn, batch: Sequence[Tensor], say: Callable[[str], None]) -> Sequence[Tensor]:
+    """A batch, what it lacked counted: the first sample that was replaced is named."""
+    _, ids, _, asked = batch
+    replaced = (ids != asked).nonzero()[:, 0].tolist()
+    if replaced and not run.unreadable:
+        sample = run.tasks[turn.task].instances.samples[int(asked[replaced[0]])]
+        say(
+            f"{sample.path} cannot be read, and the sample after it is taken instead; the log counts such recordings "
+            "as unreadable"
+        )
+    run.unreadable += len(replaced)
+    return batch
+
+
 def train_step(
     run: _Run, turns: Sequence[tuple[Turn, Sequence[Tensor]]], lr: float, device: str
 ) -> dict[str, float]:
@@ -242,7 +258,7 @@ def train_step(
     """
     config, losses = run.config, {}
     sums: list[Tensor] | None = None
-    for place, (turn, (_, ids, clips)) in enumerate(turns):
+    for place, (turn, (_, ids, clips, _)) in enumerate(turns):
         task = run.tasks[turn.task]
         random = np.random.default_rng([config.seed, run.step, world()[0], place])
         torch.manual_seed(int(random.integers(2**63)))

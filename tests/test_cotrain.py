@@ -90,6 +90,19 @@ def test_a_run_leaves_heads_trunk_and_classes_and_can_be_judged(data, tmp_path, 
     assert (again / "model.safetensors").exists()
 
 
+def test_a_recording_that_cannot_be_read_is_named_once_and_counted(data, tmp_path):
+    import shutil
+
+    sounds = tmp_path / "sounds"
+    shutil.copytree(data[1].removeprefix("esc10:"), sounds)
+    (sounds / "clips" / "2.wav").write_bytes(b"RIFF")
+    said: list[str] = []
+    cotrain(small([data[0], f"esc10:{sounds}"]), tmp_path / "run", say=said.append)
+    assert [line.partition(" cannot be read")[0].endswith("2.wav") for line in said].count(True) == 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["unreadable"] for row in rows if "lr" in row][-1] == 2  # once in either epoch
+
+
 def test_a_step_moves_the_drawn_task_s_head_and_the_momentum_of_the_others(data, tmp_path):
     seen = []
     step = loop.train_step
