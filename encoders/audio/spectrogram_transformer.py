@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from encoders.audio.filterbank import STATISTICS, Filterbank
 from encoders.clips import AudioSpec, ClipSpec
 from encoders.errors import ConfigError, DataError
-from encoders.layers.block import Encoder
+from encoders.layers.block import Encoder, check_trunk
 from encoders.layers.initial import lecun_normal_
 
 __all__ = ["AST", "PRESETS", "SPECIAL", "ASTConfig"]
@@ -45,11 +45,7 @@ class ASTConfig:
     stochastic_depth: float = 0.0  # of the last block, rising linearly from 0; kept branches are rescaled
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "heads", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
-        if self.dim % self.heads:
-            raise ConfigError(f"heads {self.heads} do not divide dim {self.dim}; use a divisor")
+        check_trunk(self)
         if self.classes < 0:
             raise ConfigError(f"classes {self.classes} must be at least 0")
         for name in ("dropout", "attention_dropout", "stochastic_depth"):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from encoders.audiovisual.inputs import AudioInput, VideoInput, check_shape, heard
 from encoders.clips import AudioSpec, VideoSpec
 from encoders.errors import ConfigError, DataError
-from encoders.layers.block import Encoder
+from encoders.layers.block import Encoder, check_trunk
 from encoders.layers.embed import PatchEmbed, TubeletEmbed
 from encoders.layers.pictures import motion_of, signed_pictures
 from encoders.layers.positions import sinusoid
@@ -59,11 +59,7 @@ class AVMAEConfig:
     modality_tokens: bool = False  # a learned vector of its modality is added to each token; no released model has it
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "heads", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
-        if self.dim % self.heads:
-            raise ConfigError(f"heads {self.heads} do not divide dim {self.dim}; use a divisor")
+        check_trunk(self)
         if not self.inputs:
             raise ConfigError("video and audio are both none; keep at least one of them")
         check_fusion("encoder", self.encoder, len(self.inputs), self.depth, self.joint_depth)

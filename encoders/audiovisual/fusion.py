@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from encoders.errors import ConfigError
-from encoders.layers.block import Block, layer_norm, ramp
+from encoders.layers.block import Block, check_trunk, layer_norm, ramp
 from encoders.layers.positions import learned
 
 __all__ = ["MODALITIES", "FusedBlocks", "FusionConfig", "Masks", "Streams"]
@@ -41,11 +41,7 @@ class FusionConfig:
     test_with_bottlenecks: bool = True  # False: in eval the modalities do not meet
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "heads", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
-        if self.dim % self.heads:
-            raise ConfigError(f"heads {self.heads} do not divide dim {self.dim}; use a divisor")
+        check_trunk(self)
         if not 0 <= self.fusion_layer <= self.depth:
             raise ConfigError(
                 f"fusion_layer {self.fusion_layer} of {self.depth} blocks cannot be; use 0 (early) to {self.depth} "

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from encoders.audiovisual.inputs import AudioInput, ImageInput, Input, VideoInput, check_shape, heard
 from encoders.errors import ConfigError, DataError
-from encoders.layers.block import Block, Encoder
+from encoders.layers.block import Block, Encoder, check_trunk
 from encoders.layers.embed import PatchEmbed, TubeletEmbed
 from encoders.layers.initial import lecun_normal_
 from encoders.layers.pictures import motion_of, signed_pictures
@@ -94,11 +94,7 @@ class PolyViTConfig:
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "heads", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
-        if self.dim % self.heads:
-            raise ConfigError(f"heads {self.heads} do not divide dim {self.dim}; use a divisor")
+        check_trunk(self)
         if not 0 <= self.adapt <= self.depth:
             raise ConfigError(
                 f"adapt {self.adapt} of {self.depth} blocks cannot be; use 0 (all shared) to {self.depth}"

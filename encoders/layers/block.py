@@ -7,6 +7,8 @@ approximation, layer norms with epsilon 1e-6, one more norm after the last block
 B batch, N token, D width.
 """
 
+from typing import Any
+
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -14,9 +16,18 @@ from encoders.errors import ConfigError
 from encoders.layers.attention import Attention
 from encoders.layers.initial import xavier_uniform_
 
-__all__ = ["NORM_EPS", "Block", "DropPath", "Encoder", "Mlp", "layer_norm", "ramp"]
+__all__ = ["NORM_EPS", "Block", "DropPath", "Encoder", "Mlp", "check_trunk", "layer_norm", "ramp"]
 
 NORM_EPS = 1e-6
+
+
+def check_trunk(config: Any) -> None:
+    """Raise ConfigError unless blocks can be made of a config's ``dim``, ``depth``, ``heads`` and ``mlp_dim``."""
+    for name in ("dim", "depth", "heads", "mlp_dim"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} {getattr(config, name)} must be at least 1")
+    if config.dim % config.heads:
+        raise ConfigError(f"heads {config.heads} do not divide dim {config.dim}; use a divisor")
 
 
 def layer_norm(dim: int) -> nn.LayerNorm:
