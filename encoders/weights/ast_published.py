@@ -9,22 +9,11 @@ vision transformers (DeiT), from which AST starts, have the same names but for t
 import numpy as np
 
 from encoders.audio.spectrogram_transformer import ASTConfig
+from encoders.weights.huggingface import BLOCK, LAYERS
 from encoders.weights.rules import Change, Rule
 
 __all__ = ["rules", "trunk"]
 
-# of a block: ours -> (version 5, version 4) of transformers
-BLOCK = {
-    "norm1": ("layernorm_before", "layernorm_before"),
-    "attention.query": ("attention.q_proj", "attention.attention.query"),
-    "attention.key": ("attention.k_proj", "attention.attention.key"),
-    "attention.value": ("attention.v_proj", "attention.attention.value"),
-    "attention.out": ("attention.o_proj", "attention.output.dense"),
-    "norm2": ("layernorm_after", "layernorm_after"),
-    "mlp.first": ("mlp.fc1", "intermediate.dense"),
-    "mlp.second": ("mlp.fc2", "output.dense"),
-}
-LAYERS = ("layers.{i}", "encoder.layer.{i}")  # version 5, version 4
 OWN_BLOCK = {  # the authors' names, which are timm's
     "norm1": "norm1",
     "attention.out": "attn.proj",
