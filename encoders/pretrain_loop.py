@@ -6,6 +6,7 @@ A run's folder holds ``config.json`` (resolved), ``log.jsonl``, the checkpoint, 
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def _together(readings: list[Read]) -> list[Tensor] | str:
 
 
 @dataclass
-class PairRun:
+class PairRun(ABC):
     """What a checkpoint holds, and where in the run it is; a method says what a step is."""
 
     config: Any  # a PairConfig
@@ -143,16 +144,16 @@ class PairRun:
         """What steps draw from, by name."""
         return {}
 
-    def begin_epoch(self) -> None:
+    def begin_epoch(self) -> None:  # noqa: B027  most have nothing to do
         """Called before an epoch's first batch, and again where it is gone on with in the middle."""
 
+    @abstractmethod
     def learn(self, parts: Sequence[Sequence[Tensor]], done: float) -> dict[str, float]:
         """One step on this process's share; ``done`` is the share of training before it. The numbers to log."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encoders(self) -> dict[str, tuple[nn.Module, dict[str, str]]]:
         """What is left of the model at the end: ``video`` and ``audio``, each with what its file says about it."""
-        raise NotImplementedError
 
     # --- what all have ---
 

@@ -11,6 +11,7 @@ B batch, T frame, H W pixels, U mel frame, F mel bin, N token.
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ MAY_CHANGE = ("workers", "log_every", "save_every", "cache", "cache_gb")  # when
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class PretrainConfig(ABC):
     """A whole run; what is learned, and how, a family of models adds. Defaults are AV-MAE's on VGGSound."""
 
     preset: str  # of the registry
@@ -98,38 +99,38 @@ class PretrainConfig:
             raise ConfigError(f"lr {self.lr} must lie in (0, 100]")
 
     @property
+    @abstractmethod
     def inputs(self) -> dict[str, Any]:
         """What is read of a recording: ``video`` and ``audio``, or one of them."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def kind(self) -> str:
         """What is trained, in a few words."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self) -> Any:
         """The model: of what `prepared` gives and masks, `forward` makes the losses, ``loss`` among them."""
-        raise NotImplementedError
 
     def begin(self, say: Say) -> Any:
         """The model as it is before the first step; what there is to say of that is said."""
         return self.build()
 
+    @abstractmethod
     def masks(self, generator: torch.Generator) -> Masks:
         """What is hidden of a whole batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prepared(self, model: Any, readings: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Readings by modality to what the model takes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encoder_weights(self, model: Any) -> dict[str, Tensor]:
         """What is left when the run is over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """Over all weights that learn."""
-        raise NotImplementedError
 
     def schedule(self, steps: int, total: int) -> Schedule:
         """The factor on the learning rate over the share of ``total`` steps done; ``steps`` make an epoch."""
