@@ -193,9 +193,7 @@ def finetune(
                 if run.step == total:
                     break
             if run.batches == steps:
-                run.epoch, run.batches, run.lacked = run.epoch + 1, 0, dict.fromkeys(LACKED, 0)
-                if isinstance(run.ema, EpochMean) and config.average[0] <= run.epoch <= config.average[1]:
-                    run.ema.update(run.model)
+                _end_epoch(run)
             if validation is not None and run.epoch % config.eval_every == 0 and run.step < total:
                 logs.write(run.step, epoch=run.epoch, **_judged(run, validation, "1x1", device))
             if run.epoch % config.save_every == 0 or run.step == total:
@@ -207,6 +205,14 @@ def finetune(
         run.export(metrics)
     wait_for_all()
     return out
+
+
+def _end_epoch(run: _Run) -> None:
+    """On to the next; where the recipe averages epochs, this one counts."""
+    run.epoch, run.batches, run.lacked = run.epoch + 1, 0, dict.fromkeys(LACKED, 0)
+    first, last = run.config.average
+    if isinstance(run.ema, EpochMean) and first <= run.epoch <= last:
+        run.ema.update(run.model)
 
 
 def _epoch(run: _Run, instances: Instances) -> Iterator[Part]:
