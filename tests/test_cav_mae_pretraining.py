@@ -30,6 +30,7 @@ from encoders.registry import build, config_of
 from encoders.training import Interrupted
 from encoders.weights.cav_mae import initialise, read_start
 from runtime.cli import run as legato
+from tests.checkpoints import same
 
 SIZES = {"dim": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
 SMALL = {  # 2 of 4 instances a batch, the smallest model
@@ -237,12 +238,6 @@ def test_blocks_shuffling_and_decoding_are_those_of_a_vision_mae():
 
 
 # --- runs ---
-
-
-def same(one: Path, other: Path) -> bool:
-    """All tensors of two runs' checkpoints equal, bit for bit."""
-    a, b = (load_file(next(p.glob("checkpoint-*.safetensors"))) for p in (one, other))
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def log(run: Path) -> list[dict]:

@@ -18,6 +18,7 @@ from encoders.media import AudioTrack, write_media
 from encoders.settings import from_dict, to_dict
 from encoders.training import Interrupted
 from runtime.cli import run
+from tests.checkpoints import same
 from tests.moving import moving
 
 TINY = {"model.dim": 16, "model.depth": 2, "model.heads": 2, "model.mlp_dim": 32}
@@ -42,11 +43,6 @@ def data(tmp_path_factory):
 def small(data, **changes) -> CotrainConfig:
     few = {"batch": 4, "epochs": 2, "warmup": 0.25, "stride": 1, "lr": 0.05, "workers": 0, "views": "1x1"}
     return run_of("polyvit_tiny", data, **{**TINY, **few, "log_every": 1, **changes})
-
-
-def same(one: Path, other: Path) -> bool:
-    a, b = (load_file(next(p.glob("checkpoint-*.safetensors"))) for p in (one, other))
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def names(run: Path) -> list[list[str]]:

@@ -15,6 +15,7 @@ from encoders.finetune import finetune
 from encoders.recipes import resumed
 from encoders.training import Interrupted, NotFinite
 from runtime.cli import run
+from tests.checkpoints import same
 from tests.moving import SMALL, moving, small
 
 MIXED = {"mixup": 0.3, "smoothing": 0.1, "stochastic_depth": 0.3, "ema": 0.9, "augment.rand_layers": 1}
@@ -29,12 +30,6 @@ def data(tmp_path_factory):
 def whole(data, tmp_path_factory):
     """Everything that draws: mixup, stochastic depth, RandAugment, and a running mean."""
     return finetune(small(data, **MIXED), tmp_path_factory.mktemp("runs") / "whole")
-
-
-def same(one: Path, other: Path) -> bool:
-    """All tensors of two runs' checkpoints equal, bit for bit."""
-    a, b = (load_file(next(p.glob("checkpoint-*.safetensors"))) for p in (one, other))
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def losses(run: Path) -> list[tuple[int, float]]:

@@ -34,6 +34,7 @@ from encoders.training import Interrupted
 from encoders.video.flow import FlowCache, FlowConfig, mirror_flow, optical_flow
 from encoders.video.views import View
 from runtime.cli import run as legato
+from tests.checkpoints import same
 from tests.moving import bar
 
 PLAIN = Augment(mirror=0.0, scale=(1.0, 1.0), colour=0.0, grayscale=0.0)
@@ -268,11 +269,6 @@ def test_scores_with_one_modality_are_those_of_clips_without_the_other(data):
 
 
 # --- a run ---
-
-
-def same(one: Path, other: Path) -> bool:
-    a, b = (load_file(next(p.glob("checkpoint-*.safetensors"))) for p in (one, other))
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_a_run_stopped_within_an_epoch_goes_on_to_the_same_bits(data, whole, tmp_path):

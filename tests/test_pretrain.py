@@ -22,18 +22,13 @@ from encoders.pretrain import RECIPES, pretrain, recipe, resumed
 from encoders.processes import processes
 from encoders.training import Interrupted, NotFinite
 from runtime.cli import run
+from tests.checkpoints import same
 
 
 def tiny(stage="avid", **changes):
     """8 synthetic instances, 2 batches an epoch."""
     few = {"batch": 4, "clips_per_video": 1, "objective.negatives": 4, "objective.within_negatives": 2}
     return recipe("avid_cma_tiny", stage, "synthetic:8", **{**few, "objective.positives": 2, **changes})
-
-
-def same(one: Path, other: Path) -> bool:
-    """All tensors of two runs' checkpoints equal, bit for bit."""
-    a, b = (load_file(next(p.glob("checkpoint-*.safetensors"))) for p in (one, other))
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def losses(run: Path) -> list[tuple[int, float]]:

@@ -24,18 +24,13 @@ from encoders.processes import processes
 from encoders.registry import build
 from encoders.training import Interrupted, NotFinite
 from runtime.cli import run
+from tests.checkpoints import same
 
 
 def tiny(**changes):
     """8 synthetic instances, 2 batches an epoch."""
     few = {"batch": 4, "clips_per_video": 1, "model.width": 16, "model.bottleneck": 8}
     return recipe("crisscross_tiny", "synthetic:8", **{**few, **changes})
-
-
-def same(one: Path, other: Path) -> bool:
-    """All tensors of two runs' checkpoints equal, bit for bit."""
-    a, b = (load_file(next(p.glob("checkpoint-*.safetensors"))) for p in (one, other))
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def told(run: Path) -> list[dict]:

@@ -32,6 +32,7 @@ from encoders.recipe_tables.masked import RECIPES
 from encoders.registry import build
 from encoders.training import Interrupted, NotFinite
 from runtime.cli import run as legato
+from tests.checkpoints import same
 from tests.moving import bar
 
 SMALL = {  # 2 of 4 instances a batch, the smallest model that sees and hears
@@ -43,12 +44,6 @@ SMALL = {  # 2 of 4 instances a batch, the smallest model that sees and hears
 
 def small(data="synthetic:4", **changes):
     return recipe("av_mae_tiny", data, **{**SMALL, **changes})
-
-
-def same(one: Path, other: Path) -> bool:
-    """All tensors of two runs' checkpoints equal, bit for bit."""
-    a, b = (load_file(next(p.glob("checkpoint-*.safetensors"))) for p in (one, other))
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def log(run: Path) -> list[dict]:

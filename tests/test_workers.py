@@ -14,14 +14,11 @@ from typing import Any
 import grpc
 import pytest
 
-from protos import stream_pb2 as pb
 from runtime.errors import BundleError, ConfigError, LegatoError
-from runtime.serve.auth import LOCAL, Address, new_token
-from runtime.serve.calls import refuse
-from runtime.serve.relay import Behind, Relay
+from runtime.serve.auth import Address, new_token
 from runtime.serve.seat import UNEVEN, Places, Seat
 from runtime.serve.server import ServeConfig, Server
-from runtime.serve.status import Refused, invalid
+from runtime.serve.status import Refused
 from runtime.serve.workers import Workers, reserve
 from tests.fakes import stream
 from tests.serving import FakeDispatcher, batch, config, connected, details, ends, hear, in_batches, offer, talk
@@ -157,28 +154,6 @@ def test_what_is_wrong_with_a_request_is_told_through_another_worker_too(tmp_pat
     run(scenario)
 
 
-def test_a_status_is_heard_although_much_is_still_being_sent(tmp_path):
-    """As when a worker refuses a config while its client sends on."""
-
-    async def refusing(context: Any, _caller: Any) -> None:
-        await context.read()
-        await refuse(context, invalid("bundle", "nobody has it"))
-
-    async def once() -> None:
-        call = Slow(requests=200)
-        with pytest.raises(Aborted, match="INVALID_ARGUMENT"):
-            await Relay(seat(0, [0, 0], str(tmp_path))).run(1, pb.StreamConfig(), LOCAL, call)
-
-    async def scenario() -> None:
-        behind = Behind(tmp_path / "1", refusing)
-        await behind.start()
-        for _ in range(20):
-            await once()
-        await behind.close()
-
-    run(scenario)
-
-
 def test_bytes_that_are_no_request_end_a_passed_on_call_as_any_other(tmp_path):
     async def scenario() -> None:
         crowd = crew(tmp_path, loads=BUSY)
@@ -253,55 +228,6 @@ def test_a_worker_that_is_gone_is_told_as_a_server_that_is_gone(tmp_path):
             await second.stop()
             heard = await talk(first, [config(resume_token=bytes([1]) + bytes(15))])
             assert heard.error.code() is grpc.StatusCode.UNAVAILABLE
-
-    run(scenario)
-
-
-class Aborted(Exception):
-    pass
-
-
-class Slow:
-    """A call whose metadata takes its time to go out, and whose client has so much to say."""
-
-    def __init__(self, requests: int = 0) -> None:
-        self.sent: list[str] = []
-        self.requests, self.request = requests, batch(stream(0.4))
-
-    def invocation_metadata(self) -> tuple[()]:
-        return ()
-
-    def time_remaining(self) -> None:
-        return None
-
-    async def send_initial_metadata(self, _metadata: Any) -> None:
-        await asyncio.sleep(0.001)
-        self.sent.append("metadata")
-
-    async def read(self) -> Any:
-        self.requests -= 1
-        return self.request if self.requests >= 0 else grpc.aio.EOF
-
-    async def abort(self, code: grpc.StatusCode, _message: str, _trailing: Any) -> None:
-        raise Aborted(code.name)
-
-    async def write(self, _response: Any) -> None:
-        self.sent.append("response")
-
-
-def test_metadata_goes_out_before_the_first_response_however_quick_that_is(tmp_path):
-    """grpc.aio would send it twice, and the call would hang."""
-
-    async def quick(context: Any, _caller: Any) -> None:
-        await context.write(pb.StreamResponse())
-
-    async def scenario() -> None:
-        behind = Behind(tmp_path / "1", quick)
-        await behind.start()
-        call = Slow()
-        await Relay(seat(0, [0, 0], str(tmp_path))).run(1, pb.StreamConfig(), LOCAL, call)
-        await behind.close()
-        assert call.sent == ["metadata", "response"]
 
     run(scenario)
 
