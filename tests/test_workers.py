@@ -278,6 +278,7 @@ def ready_then_obeys(config: ServeConfig, seat: Seat, pipe: Any, _form: str, _le
 def fails(_config: ServeConfig, seat: Seat, pipe: Any, _form: str, _level: str) -> None:
     if seat.index == 1:
         said(pipe, b'{"word": "failed", "kind": "BundleError", "sentence": "the bundle is torn; take another"}')
+    pipe.recv_bytes()  # neither is gone before it is told to stop
 
 
 def dies(_config: ServeConfig, _seat: Seat, _pipe: Any, _form: str, _level: str) -> None:
