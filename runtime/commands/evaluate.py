@@ -1,7 +1,8 @@
 """``legato eval``: accuracy and fill error by loss rate, the same masks for every arm.
 
 With ``--run`` or ``--preset`` it judges a trained encoder on labelled recordings instead: tested from several views,
-probed by a linear classifier, or by a few examples per class.
+probed by a linear classifier, or by a few examples per class. With ``--protocol`` it trains and measures every arm of
+the paper on feature files of several encoders and datasets.
 """
 
 import json
@@ -48,6 +49,20 @@ def evaluate(
     ] = None,
     plot: Annotated[bool, typer.Option(help="Draw accuracy.png.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of tables.")] = False,
+    protocol: Annotated[
+        str, typer.Option(help="Train and measure all arms of the paper, beyond it, or all: paper, beyond, all.")
+    ] = "",
+    case: Annotated[
+        list[str] | None, typer.Option(help="ENCODER:DATASET=FILE, features for --protocol; may be repeated.")
+    ] = None,
+    folds: Annotated[
+        list[str] | None,
+        typer.Option(help="DATASET=01+06,02+07,...: speakers held out at a time; else the file's own splits."),
+    ] = None,
+    runs: Annotated[Path | None, typer.Option(help="Folder of what --protocol trains; a second call goes on.")] = None,
+    heads: Annotated[str, typer.Option(help="Of --protocol: linear, gru; default both.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Of --protocol: trainings of everything.")] = 3,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Only say what --protocol would take.")] = False,
     run: Annotated[Path | None, typer.Option(help="Judge a run of `legato train PRESET`: its folder.")] = None,
     preset: Annotated[str, typer.Option(help="Judge an encoder by name, with --checkpoint and --data.")] = "",
     checkpoint: Annotated[Path | None, typer.Option(help="Weights of --preset (safetensors); none: untrained.")] = None,
@@ -58,10 +73,17 @@ def evaluate(
     train_split: Annotated[str, typer.Option(help="What probe and few-shot learn from.")] = "train",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N; of --run and --preset.")] = "auto",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value, model.key=value; with --preset.")
+        list[str] | None, typer.Option("--set", help="key=value, model.key=value; with --preset, --protocol.")
     ] = None,
 ) -> None:
     """Accuracy and fill error of heads and imputers at every loss rate; or what a trained encoder is worth."""
+    if protocol:
+        from runtime.commands.protocol import Study, study
+
+        study(Study(protocol=protocol, cases=case or (), folds=folds or (), runs=runs, out=out, heads=heads,
+                    seeds=seeds, draws=draws, profiles=profile or (), settings=settings or (), dry=estimate,
+                    plot=plot))  # fmt: skip
+        return
     if run is not None or preset or linear_probe or few_shot is not None:
         from runtime.commands.judge import Question, judge
 
