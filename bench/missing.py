@@ -92,16 +92,29 @@ class Shipped:
 # --- the data ---------------------------------------------------------------------------------------------------
 
 
-def fold_folder(fold: int, runs: Path, data: str) -> Path:
-    """A folder whose table holds out the fold's actors, with the recordings where they are."""
-    source = Path(data).expanduser() if data else shipped("java_sed", DATASETS["java_sed"][1])
-    folder = runs / f"fold{fold}"
-    folder.mkdir(parents=True, exist_ok=True)
+def fold_folder(fold: int, runs: Path, data: str, name: str = "java_sed") -> Path:
+    """A folder whose table holds out the fold's actors, with the recordings of a dataset where they are."""
+    source = Path(data).expanduser() if data else shipped(name, DATASETS[name][1])
+    folder = runs / f"{name}_fold{fold}"
     with (source / "labels.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
         row["file"] = str((source / row["file"]).resolve())
         row["split"] = "test" if row["speaker"] in FOLDS[fold] else "train"
+    return _table(folder, rows)
+
+
+def with_rows(folder: Path, *parts: tuple[Path, str]) -> Path:
+    """A folder whose table has of each folder's the rows of one split."""
+    rows = []
+    for source, split in parts:
+        with (source / "labels.csv").open(newline="", encoding="utf-8") as file:
+            rows += [row for row in csv.DictReader(file) if row["split"] == split]
+    return _table(folder, [{name: row[name] for name in ("file", "speaker", "label", "split")} for row in rows])
+
+
+def _table(folder: Path, rows: list[dict[str, str]]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()

@@ -29,7 +29,7 @@ from encoders.datasets.labelled_pairs import LabelledPairs, require_both
 from encoders.datasets.labelled_sounds import LabelledSounds, require_sound
 from encoders.datasets.mixup import mixed, unmixed
 from encoders.ema import EMA, EpochMean
-from encoders.errors import ConfigError
+from encoders.errors import ConfigError, UsageError
 from encoders.labelled_data import open_splits
 from encoders.layer_decay import with_head_lr, with_layer_decay
 from encoders.multi_view import test
@@ -151,13 +151,14 @@ def finetune(
     out: Path,
     *,
     resume: bool = False,
-    init: Path | None = None,
+    init: Path | Sequence[Path] | None = None,
     device: str = "cpu",
     tensorboard: bool = False,
     progress: Progress | None = None,
     say: Say = lambda sentence: None,
 ) -> Path:
-    """Train and give the folder of the weights. ``init``: weights (safetensors) or the folder of a run to start from.
+    """Train and give the folder of the weights. ``init``: weights (safetensors) or the folder of a run to start from;
+    several where each starts a part of the model (`encoders.starts`).
 
     On Ctrl-C the state is saved and Interrupted raised; ``resume`` goes on from there, on a CPU to the same bits as
     a run never interrupted.
@@ -306,7 +307,7 @@ def _judged(run: _Run, validation: Instances, views: str, device: str) -> dict[s
 
 
 def _set_up(
-    config: FinetuneConfig, out: Path, device: str, resume: bool, init: Path | None, say: Say
+    config: FinetuneConfig, out: Path, device: str, resume: bool, init: Path | Sequence[Path] | None, say: Say
 ) -> tuple[_Run, Instances, Instances | None]:
     """Everything before the first step; contradictions are refused here."""
     if not resume and (out / "checkpoint.json").exists():
@@ -316,10 +317,7 @@ def _set_up(
     check_batch(config.batch, config.accumulate, len(train.samples))
     make_schedule(config, len(train.samples) // config.batch)
     model = build_classifier(config.preset, len(task.classes), config.encoder)
-    started = "fresh"
-    if init is not None and not resume:
-        head = not carried(model, init) and start_from(model, weights_of(init), config.preset, config.encoder)
-        started = f"{init} with{'' if head else 'out'} its head"
+    started = "fresh" if resume else _start(model, config, init)
     check_run(model, config)
     parameters, count = sum(p.numel() for p in model.parameters()), len(train.samples)
     steps = config.steps or count // config.batch * config.epochs
@@ -345,6 +343,21 @@ def _set_up(
     if resume:
         run.load()
     return run, instances, validation
+
+
+def _start(model: Any, config: FinetuneConfig, init: Path | Sequence[Path] | None) -> str:
+    """What the model starts from, and with these words."""
+    starts = [init] if isinstance(init, Path) else list(init or ())
+    if not starts:
+        return "fresh"
+    for one in starts:
+        if carried(model, one):
+            continue
+        if len(starts) > 1:
+            raise UsageError(f"{one} is no part that {config.preset} starts from; give one start, or one for each part")
+        head = start_from(model, weights_of(one), config.preset, config.encoder)
+        return f"{one} with{'' if head else 'out'} its head"
+    return f"{' and '.join(map(str, starts))} without its head"
 
 
 def check_batch(batch: int, accumulate: int, samples: int) -> None:

@@ -14,7 +14,12 @@ from encoders.registry import ENCODERS, config_of
 __all__ = ["carried"]
 
 # (class of what was trained, class of what starts) to a function of (model, weights, config, what=...).
-CARRIERS = {("AVMAE", "MBT"): "encoders.weights.av_mae_start:carry"}
+CARRIERS = {
+    ("AVMAE", "MBT"): "encoders.weights.av_mae_start:carry",
+    ("MViTv2", "MMT"): "encoders.weights.mmt:carry",
+    ("MAT", "MMT"): "encoders.weights.mmt:carry",
+}
+FILES = ("encoder.safetensors", "video.safetensors", "audio.safetensors")  # a run's encoder, by itself
 
 
 def carried(model: Any, init: Path) -> bool:
@@ -24,7 +29,7 @@ def carried(model: Any, init: Path) -> bool:
     """
     from safetensors import SafetensorError, safe_open
 
-    file = init / "encoder.safetensors" if init.is_dir() else init
+    file = next((f for f in map(init.joinpath, FILES) if f.is_file()), init) if init.is_dir() else init
     if not file.is_file():
         return False  # whoever reads weights of the model's own kind says what is wrong
     try:

@@ -7,7 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from encoders.audiovisual.mmt import MMT, PRESETS
+from encoders.checkpoint import save_weights
 from encoders.errors import DataError, UsageError
+from encoders.registry import build
+from encoders.starts import carried
 from encoders.video.mvitv2 import MViTv2
 from encoders.weights import mvitv2
 from encoders.weights.mmt import initialise, read_start
@@ -71,3 +74,35 @@ def test_the_command_takes_one_file_for_each_encoder(tmp_path, capsys):
     assert cli.run(command) == 0
     MMT(PRESETS["mmt_tiny"]).load_state_dict(load_file(out))
     assert "read as image_vit" in capsys.readouterr().out
+
+
+def trained(path, preset, encoder):
+    """What a finished run of an encoder by itself leaves, as far as a start needs it."""
+    file = path / f"{encoder.modalities[0]}.safetensors"
+    save_weights(file, encoder.state_dict(), {"preset": preset, "config": "{}"})
+    return path
+
+
+def test_each_encoder_starts_from_a_run_of_its_own_kind(tmp_path):
+    torch.manual_seed(1)
+    seen = trained(tmp_path / "seen", "mvitv2_tiny", build("mvitv2_tiny"))
+    heard = trained(tmp_path / "heard", "mat_tiny", build("mat_tiny"))
+    torch.manual_seed(0)
+    model = build("mmt_tiny")
+    fusion = {k: v.clone() for k, v in model.fusion.state_dict().items()}
+    assert carried(model, seen)
+    assert carried(model, heard)
+    for part, folder in ((model.video, seen / "video.safetensors"), (model.audio, heard / "audio.safetensors")):
+        stored = load_file(folder)
+        assert all(torch.equal(v, stored[k]) for k, v in part.state_dict().items())
+    assert all(torch.equal(v, fusion[k]) for k, v in model.fusion.state_dict().items())
+
+
+def test_an_encoder_of_another_size_is_refused_and_changes_nothing(tmp_path):
+    other = trained(tmp_path / "other", "mat_tiny", build("mat_tiny", dim=16))
+    torch.manual_seed(0)
+    model, before = build("mmt_tiny"), build("mmt_tiny")
+    before.load_state_dict(model.state_dict())
+    with pytest.raises(DataError, match="other"):
+        carried(model, other)
+    assert all(torch.equal(v, before.state_dict()[k]) for k, v in model.state_dict().items())

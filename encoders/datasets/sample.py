@@ -43,6 +43,7 @@ class Sample:
 DATASETS: dict[str, tuple[str, str]] = {
     "grid": ("encoders.datasets.grid:list_samples", "grid-av"),
     "java_sed": ("encoders.datasets.java_sed:list_samples", "javanese-av-emotion"),
+    "java_sed_takes": ("encoders.datasets.java_sed:list_samples", "javanese-emotion-audio"),
     "grid_digits": ("encoders.datasets.grid_words:DIGITS", "grid-av"),
     "grid_commands": ("encoders.datasets.grid_words:COMMANDS", "grid-av"),
     "grid_lips": ("encoders.datasets.grid_words:LIPS", "grid-av"),
@@ -105,15 +106,18 @@ def list_folder(folder: Path) -> list[Sample]:
 
 
 def labelled(folder: Path) -> list[Sample]:
-    """The recordings of ``labels.csv`` (file, speaker, label, split, seconds, and more that is kept as notes)."""
-    rows = read_table(folder / "labels.csv", ("file", "speaker", "label", "split", "seconds"))
+    """The recordings of ``labels.csv`` (file, speaker, label, split, and more that is kept as notes).
+
+    ``seconds``, where the table has them, spare a look into each recording.
+    """
+    rows = read_table(folder / "labels.csv", ("file", "speaker", "label", "split"))
     return [
         Sample(
             path=folder / row.pop("file"),
             speaker=row.pop("speaker"),
             label=row.pop("label"),
             split=row.pop("split"),
-            seconds=float(row.pop("seconds")),
+            seconds=float(row.pop("seconds")) if row.get("seconds") else None,
             notes=row,
         )
         for row in rows

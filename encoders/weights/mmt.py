@@ -3,7 +3,8 @@
 Zhu, "Efficient Multiscale Multimodal Bottleneck Transformer for Audio-Video Classification" (2024): MAT starts from
 MViTv2-B of pictures; of the video encoder the paper says only that it follows MViTv2-B, so both are taken, one trained
 on clips (SlowFast's Kinetics-400, which contains Kinetics-Sounds) or one of pictures. One file, of pictures, starts
-both encoders; of two the first starts the video encoder and the second MAT. Fusion and heads are new.
+both encoders; of two the first starts the video encoder and the second MAT. Fusion and heads are new. Or each starts
+from a run of ours, of its own kind: a MViTv2 that saw, a MAT that heard.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from encoders.audio.mat import MATConfig
 from encoders.audiovisual.mmt import MMT
+from encoders.checkpoint import load_weights
 from encoders.errors import DataError, UsageError
+from encoders.video.mvitv2 import MViTv2Config
 from encoders.weights import mvitv2
 from encoders.weights.rules import convert
 
-__all__ = ["initialise", "read_start"]
+__all__ = ["carry", "initialise", "read_start"]
 
 PATCHES = "patch_embed.proj.weight"  # five axes in a model of clips
 
@@ -51,6 +55,20 @@ def initialise(
     except DataError:
         model.load_state_dict(before)
         raise
+
+
+@torch.no_grad()
+def carry(
+    model: MMT, weights: Mapping[str, Tensor], config: MViTv2Config | MATConfig, *, what: str = "the encoder"
+) -> None:
+    """Start the encoder of its modality from one that was trained by itself (``legato train mvitv2_... | mat_...``).
+
+    A classifier that came along is left out. Raises DataError naming the first weight that does not fit, before
+    anything is changed.
+    """
+    encoder = model.audio if isinstance(config, MATConfig) else model.video
+    own = encoder.state_dict()
+    load_weights(encoder, {k: v for k, v in weights.items() if k in own or not k.startswith("head.")}, what=what)
 
 
 def _start_video(model: MMT, seen: Mapping[str, np.ndarray | Tensor], inflation: str, what: str) -> None:

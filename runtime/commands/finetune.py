@@ -61,7 +61,8 @@ def train(
     train_split: Annotated[str, typer.Option(help="Splits to learn from, comma-separated; train[:98%] cuts.")] = "",
     validation_split: Annotated[str, typer.Option(help="Splits to measure on; none: no validation.")] = "",
     init: Annotated[
-        Path | None, typer.Option(help="Weights (`legato import-weights`) or the folder of a run to start from.")
+        list[Path] | None,
+        typer.Option(help="Weights (`legato import-weights`) or the folder of a run to start from; MMT takes two."),
     ] = None,
     views: Annotated[str | None, typer.Option(help="Of the final validation: clips x crops, e.g. 4x3.")] = None,
     cache: Annotated[str | None, typer.Option(help="memory: decode small data once; none.")] = None,
@@ -137,6 +138,10 @@ def _cotrain(
     from encoders.training import choose_device, processes, world
     from runtime.commands.train import Bar
 
+    starts = options["init"] or [None]
+    if len(starts) > 1:
+        raise UsageError(f"{len(starts)} starts are given and PolyViT has one trunk; give --init once")
+    options = {**options, "init": starts[0]}
     if options["resume"]:
         config = resumed(out, **changes)
     elif data:

@@ -39,8 +39,9 @@ def pretrain_masked(
     for key, option in LABELS.items():
         if key in changes:
             raise UsageError(f"{option} is for labelled training and {preset} learns without labels; leave it out")
-    if options["init"] is not None:
-        raise UsageError(f"--init {options['init']} is for fine-tuning and {preset} starts fresh; go on with --resume")
+    if options["init"]:
+        given = options["init"][0]
+        raise UsageError(f"--init {given} is for fine-tuning and {preset} starts fresh; go on with --resume")
     changes = {RENAMED.get(key, key): value for key, value in changes.items()}
     if options["resume"]:
         config = resumed(out, **changes)
