@@ -181,9 +181,9 @@ def page(rows: Mapping[str, Mapping[tuple[int, int], Mapping[str, float]]]) -> l
         lines.append(f"| {said} | {' | '.join(cells)} | {minutes:.1f} |")
     lines += [
         "",
-        "A model of both is also asked about each alone; what is absent is left out of attention. What hears learned from",
-        "seven takes of the sound, what sees first from GRID's words; models of both start from these two, and have the",
-        "same number of steps after that.",
+        "A model of both is also asked about each alone; what is absent is left out of attention. What hears learned",
+        "from seven takes of the sound, what sees first from GRID's words; models of both start from these two, and",
+        "have the same number of steps after that.",
         "",
     ]
     return [*lines, *verdict(rows)]
