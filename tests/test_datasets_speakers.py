@@ -68,6 +68,25 @@ def test_a_short_recording_is_spread_over_and_says_so():
         spread(0.39, Fraction(2, 5), 5)
 
 
+def test_later_cuts_move_as_far_as_there_is_room():
+    clip = Fraction(2, 5)
+    assert spread(3.0, clip, 5, later=0.3).starts == (0.8, 1.2, 1.6, 2.0, 2.4)
+    assert spread(2.2, clip, 5, later=0.3).starts == (0.2, 0.6, 1.0, 1.4, 1.8)  # the last ends with the recording
+    assert spread(1.6, clip, 5, later=0.4) == ((0.4, 0.6, 0.8, 1.0, 1.2), True)
+    assert spread(0.6, clip, 3, later=9.0) == ((0.2, 0.2, 0.2), True)
+    assert spread(1.0, clip, 1, later=0.2).starts == (0.5,)
+
+
+def test_clips_apart_are_fewer_in_a_short_recording():
+    clip = Fraction(2, 5)
+    assert spread(1.9, clip, 5, apart=True) == ((0.15, 0.55, 0.95, 1.35), False)
+    assert spread(2.0, clip, 5, apart=True).starts == (0.0, 0.4, 0.8, 1.2, 1.6)
+    assert spread(9.0, clip, 5, apart=True) == spread(9.0, clip, 5)
+    assert spread(0.4, clip, 3, apart=True, later=1.0) == ((0.0,), False)
+    with pytest.raises(DataError, match=r"less than one clip of 0.4 s"):
+        spread(0.39, clip, 5, apart=True)
+
+
 def test_the_paper_s_clips():
     spans = {name: float(p.clips * p.seconds) for name, p in PROTOCOL.items()}
     assert (spans["crema_d"], spans["ravdess"], spans["lombard_grid"], spans["audioset_20k"]) == (2.0, 4.0, 2.5, 5.0)

@@ -1,12 +1,17 @@
 """``legato features --dataset``: equally spaced clips of every recording of a dataset."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from encoders.clips import ClipSpec, VideoSpec
+from encoders.datasets.sample import list_samples
 from imputation.features import FeatureSet
 from runtime import cli
+from runtime.shown import Shower
 from tests.bundles import write_tiny_bundle
 from tests.trees import Tree
 
@@ -61,6 +66,66 @@ def test_a_short_recording_has_overlapping_clips_and_says_so(features, tree):
     assert said.startswith("10 clips of 2 recordings, overlapping in 2 that are too short, in ")
 
 
+def test_clips_apart_end_where_the_recording_does(features, tree):
+    rows, said = features("--dataset", f"ravdess:{tree}", "--clips", 3, "--apart")
+    assert rows.exists.tolist() == [[True, True]] * 3 and rows.notes["apart"] and rows.notes["overlapping"] == 0
+    assert said.startswith("at most 3 clips of 3 recordings, in ")
+    later, _ = features("--dataset", f"ravdess:{tree}", "--clips", 2, "--later", 0.1)
+    assert later.notes["later"] == 0.1
+
+
+def test_what_was_decoded_is_kept_and_found_again(features, tree, tmp_path, monkeypatch):
+    keep = tmp_path / "keep"
+    fresh, _ = features("--dataset", f"ravdess:{tree}", "--clips", 2)
+    first, _ = features("--dataset", f"ravdess:{tree}", "--clips", 2, "--keep", keep)
+    assert len(list(keep.iterdir())) == 3
+    read = []
+    monkeypatch.setattr("runtime.shown.read_sample", lambda sample, *a, **k: read.append(sample) or 1 / 0)
+    again, _ = features("--dataset", f"ravdess:{tree}", "--clips", 2, "--keep", keep)
+    assert not read and torch.equal(first.features, fresh.features) and torch.equal(again.features, fresh.features)
+
+
+def test_a_file_that_changed_or_a_keep_that_is_damaged_is_decoded_anew(features, tree, tmp_path):
+    keep = tmp_path / "keep"
+    first, _ = features("--dataset", f"ravdess:{tree}", "--clips", 2, "--keep", keep)
+    for file in keep.iterdir():
+        file.write_bytes(b"no safetensors")
+    again, _ = features("--dataset", f"ravdess:{tree}", "--clips", 2, "--keep", keep)
+    assert torch.equal(first.features, again.features)
+    taken = tree.folder / "Actor_04" / f"{TAKES[1]}.mp4"
+    taken.write_bytes(b"no film")
+    rows, said = features("--dataset", f"ravdess:{tree}", "--clips", 2, "--keep", keep, code=1)
+    assert len(rows) == 2 and str(taken) in said
+
+
+def test_what_other_encoders_ask_for_is_kept_apart(tree):
+    def shower(**changes: object) -> Shower:
+        spec = ClipSpec(video=VideoSpec(**{"frames": 2, "size": 8, **changes}))
+        return Shower(SimpleNamespace(spec=spec, models=SimpleNamespace(face=None)))
+
+    sample = list_samples(f"ravdess:{tree}")[0]
+    keys = {shower()._key(sample, (0.0,)), shower()._key(sample, (0.1,)), shower(size=9)._key(sample, (0.0,)),
+            shower(region="face")._key(sample, (0.0,)), shower(lift=0.1)._key(sample, (0.0,))}  # fmt: skip
+    assert len(keys) == 5 and shower()._key(sample, (0.0,)) in keys
+
+
+def test_a_clip_is_looked_at_by_itself():
+    """A face is searched for anew in each clip: the box before does not move the next, nor help to find it."""
+    asked = []
+
+    def locate(clip, state):
+        asked.append(state)
+        return (None, None, False) if clip.video.max() == 0 else (clip.video[:, :8, :8], None, True)
+
+    spec = ClipSpec(video=VideoSpec(frames=2, size=8, region="face"))
+    engine = SimpleNamespace(spec=spec, looks_at_faces=True, initial_face=lambda: "nothing known",
+                             models=SimpleNamespace(face=SimpleNamespace(locate=locate)))  # fmt: skip
+    light, dark = np.full((2, 16, 16), 9, np.uint8), np.zeros((2, 16, 16), np.uint8)
+    video, found = Shower(engine)._seen([light, dark, None, light], np.array([True, True, False, True]))
+    assert asked == ["nothing known"] * 3 and found.tolist() == [True, False, False, True]
+    assert video.shape == (4, 2, 8, 8) and [clip.max() for clip in video] == [9, 0, 0, 9]
+
+
 def test_a_dataset_of_sounds_alone_lacks_its_pictures(features, tmp_path, tmp_path_factory):
     tree = Tree(tmp_path / "crema", tmp_path_factory.getbasetemp()).clips("AudioWAV/1001_DFA_ANG_XX.wav")
     rows, _ = features("--dataset", f"crema_d:{tree}", "--clips", 2)
@@ -98,6 +163,9 @@ def test_one_bad_file_neither_ends_the_run_nor_goes_unnamed(features, tree):
         (["--dataset", "ravdes:TREE"], "dataset 'ravdes' is unknown; did you mean ravdess"),
         (["film.mp4", "--clips", "3"], "--clips is for a dataset; add --dataset NAME:PATH"),
         (["film.mp4", "--skip-bad"], "--skip-bad is for a dataset; add --dataset NAME:PATH"),
+        (["film.mp4", "--later", "0.1"], "--later is for a dataset; add --dataset NAME:PATH"),
+        (["film.mp4", "--apart"], "--apart is for a dataset; add --dataset NAME:PATH"),
+        (["film.mp4", "--keep", "folder"], "--keep is for a dataset; add --dataset NAME:PATH"),
         ([], "name a SOURCE or --dataset NAME:PATH"),
     ],
 )

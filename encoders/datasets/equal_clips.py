@@ -38,14 +38,21 @@ class Spread(NamedTuple):
     overlap: bool
 
 
-def spread(seconds: float, clip: Fraction, count: int) -> Spread:
-    """``count`` clips of a recording of ``seconds``. Raises DataError where not even one fits."""
+def spread(seconds: float, clip: Fraction, count: int, *, later: float = 0.0, apart: bool = False) -> Spread:
+    """``count`` clips of a recording of ``seconds``. Raises DataError where not even one fits.
+
+    ``later``: the first begins so many seconds later than it would, as far as there is room; the last ends with the
+    recording at the latest. ``apart``: clips never overlap, a recording too short for ``count`` has fewer.
+    """
     if seconds < clip:
         raise DataError(f"it lasts {seconds:.3f} s, less than one clip of {float(clip):g} s; leave it out")
+    if apart:
+        count = min(count, int(Fraction(seconds).limit_denominator(1_000_000) / clip))
     room = seconds - float(clip)
     if count * clip <= seconds:
-        first = (seconds - float(count * clip)) / 2
+        first = min((seconds - float(count * clip)) / 2 + later, seconds - float(count * clip))
         return Spread(tuple(round(first + float(i * clip), 6) for i in range(count)), False)
     if count == 1:
-        return Spread((round(room / 2, 6),), False)
-    return Spread(tuple(round(room * i / (count - 1), 6) for i in range(count)), True)
+        return Spread((round(min(room / 2 + later, room), 6),), False)
+    first = min(later, room)
+    return Spread(tuple(round(first + (room - first) * i / (count - 1), 6) for i in range(count)), True)

@@ -49,6 +49,15 @@ def features(
     clips: Annotated[
         int | None, typer.Option(help="Equally spaced clips of each of its recordings; else as published.")
     ] = None,
+    later: Annotated[
+        float | None, typer.Option(min=0, help="Seconds that they begin later, where there is room.")
+    ] = None,
+    apart: Annotated[
+        bool, typer.Option("--apart", help="Clips never overlap: a recording too short for them has fewer.")
+    ] = False,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder that keeps decoded clips for other encoders that look at the same.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Splits of the dataset, e.g. train,val; else all.")] = "",
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out what is missing or cannot be read, and succeed all the same.")
@@ -77,11 +86,13 @@ def features(
         if source or labels or loss:
             other = source or (f"--labels {labels}" if labels else f"--loss {loss}")
             raise UsageError(f"--dataset {dataset} and {other} do not go together; leave one out")
-        wanted = Wanted(dataset, clips, split, skip_bad)
+        wanted = Wanted(dataset, clips, split, skip_bad, later or 0.0, apart, keep)
         _of_dataset(wanted, out, bundle, preset, (f"engine.device={device}", *(settings or ())))
         return
-    if not source or clips is not None or split or skip_bad:
-        option = "--clips" if clips is not None else "--split" if split else "--skip-bad" if skip_bad else ""
+    given = {"--clips": clips is not None, "--split": bool(split), "--skip-bad": skip_bad, "--later": later is not None,
+             "--apart": apart, "--keep": keep is not None}  # fmt: skip
+    if not source or any(given.values()):
+        option = next((name for name, there in given.items() if there), "")
         raise UsageError(
             f"{option} is for a dataset; add --dataset NAME:PATH" if option else "name a SOURCE or --dataset NAME:PATH"
         )
@@ -131,6 +142,9 @@ class Wanted:
     clips: int | None
     split: str
     skip_bad: bool
+    later: float = 0.0  # seconds
+    apart: bool = False
+    keep: Path | None = None
 
     @property
     def count(self) -> int:
@@ -161,7 +175,7 @@ def _of_dataset(wanted: Wanted, out: Path, bundle: str, preset: str, settings: S
     corpus = open_corpus(wanted.dataset, splits=splits_of(wanted.split), skip_bad=wanted.skip_bad)
     pipeline = Pipeline.from_bundle(bundle, preset=preset, overrides=settings)
     bar = track(corpus.samples, "features", console=Console(stderr=True), transient=True)
-    found = extract(pipeline, bar, count)
+    found = extract(pipeline, bar, count, later=wanted.later, apart=wanted.apart, keep=wanted.keep)
     lost = [*(reason for _, reason in corpus.bad), *found.unreadable]
     for reason in lost[:SHOWN]:
         print(f"left out: {reason}", file=sys.stderr)
@@ -176,11 +190,15 @@ def _of_dataset(wanted: Wanted, out: Path, bundle: str, preset: str, settings: S
         "dataset": corpus.name,
         "clips": count,
         "overlapping": found.overlapping,
+        "faceless": found.faceless,
+        "later": wanted.later,
+        "apart": wanted.apart,
     }
     classes = () if corpus.multi_label else corpus.classes()
     gather(pipeline, found.recordings, facts, notes, classes).save(out)
     short = f", overlapping in {found.overlapping:,} that are too short" if found.overlapping else ""
-    print(f"{count} clips of {len(found.recordings):,} recordings{short}, in {out}")
+    short += f", no face in {found.faceless:,} clips" if found.faceless else ""
+    print(f"{'at most ' if wanted.apart else ''}{count} clips of {len(found.recordings):,} recordings{short}, in {out}")
     if lost and not wanted.skip_bad:
         raise typer.Exit(1)
 
