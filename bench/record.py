@@ -44,7 +44,8 @@ def write_results(folder: Path, name: str, values: Mapping[str, Any], lines: Seq
 
 def _portable(argument: str) -> str:
     """An absolute path says where one machine keeps things; its name is enough."""
-    return Path(argument).name if Path(argument).is_absolute() else argument
+    key, equals, value = argument.rpartition("=")
+    return key + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 
 def _module() -> str:
