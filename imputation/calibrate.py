@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from encoders.errors import DataError
+from imputation.calibration_error import BINS, calibration_error
 
 KNOTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # observed shares
 _RANGE = (0.05, 20.0)  # temperatures
@@ -106,14 +107,24 @@ def fit(
     offsets: bool = False,
     target_accuracy: float | None = None,
     min_share: float = 0.0,
+    pull: float = _PRIOR,
+    offset_pull: float = 0.0,
 ) -> Calibration:
     """Least negative log-likelihood on validation: logits (B, K), share (B,), label (B,).
 
     ``offsets`` also fits one number per class. ``target_accuracy`` sets ``min_confidence`` to the lowest one
-    at which answered windows are right that often.
+    at which answered windows are right that often (a promise needs ``abstention.threshold_for``). ``pull`` draws the
+    temperatures of neighbouring knots together, ``offset_pull`` the offsets to nothing: what small data should
+    choose by cross-fitting (``cross_fit.fit_crossed``).
     """
     if len(logits) == 0:
         raise DataError("calibration was given no validation windows; keep some speakers out of training")
+    if not bool(torch.isfinite(logits).any(dim=1).all()) or bool(logits.isnan().any()):
+        raise DataError("calibration was given logits that are not numbers; look for NaN in the features or the head")
+    if not len(logits) == len(share) == len(label):
+        raise DataError(
+            f"calibration was given {len(logits)} logits, {len(share)} shares and {len(label)} labels; one each"
+        )
     logits, share = logits.detach().float(), share.float()
     log_temperature = torch.zeros(len(knots), requires_grad=True)
     shift = torch.zeros(logits.shape[1], requires_grad=offsets)
@@ -122,7 +133,8 @@ def fit(
     def loss() -> Tensor:
         temperature = _interpolate(share, knots, log_temperature.clamp(low, high)).exp()
         scaled = (logits + shift) / temperature.unsqueeze(-1)
-        return F.cross_entropy(scaled, label) + _PRIOR * log_temperature.diff().square().sum()
+        held = pull * log_temperature.diff().square().sum() + offset_pull * shift.square().sum()
+        return F.cross_entropy(scaled, label) + held
 
     parameters = [log_temperature, shift] if offsets else [log_temperature]
     optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
@@ -159,17 +171,12 @@ def confidence_for(probabilities: Tensor, label: Tensor, accuracy: float) -> flo
     return float(ordered[good[-1]]) if len(good) else 1.0
 
 
-def expected_calibration_error(probabilities: Tensor, label: Tensor, bins: int = 15) -> float:
-    """Mean distance between confidence and accuracy over bins of equally many windows: (B, K), (B,)."""
-    confidence, guess = probabilities.max(dim=-1)
-    order = confidence.argsort()
-    right = (guess == label).double()[order]
-    gaps = [
-        len(part) * (part.double().mean() - hit.mean()).abs()
-        for part, hit in zip(confidence[order].tensor_split(bins), right.tensor_split(bins), strict=True)
-        if len(part)
-    ]
-    return float(sum(gaps, torch.zeros(())) / max(1, len(label)))
+def expected_calibration_error(
+    probabilities: Tensor, label: Tensor, bins: int = BINS, *, groups: Sequence[Any] | None = None
+) -> float:
+    """``calibration_error`` (debiased) of the likeliest class: probabilities (B, K), label (B,)."""
+    confidence, guess = probabilities.detach().max(dim=-1)
+    return calibration_error(confidence.numpy(force=True), (guess == label).numpy(force=True), bins=bins, groups=groups)
 
 
 def observed_share(presence: Tensor, exists: Tensor | None = None) -> Tensor:

@@ -9,18 +9,21 @@ Shape legend: n window, L position, M modality, D width, K class, W what the hea
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from encoders.errors import ConfigError
+from imputation.abstention import risk_coverage
 from imputation.baselines import Lerp, ObservedMean, Zero
-from imputation.calibrate import Calibration, expected_calibration_error, observed_share
+from imputation.calibrate import Calibration, observed_share
+from imputation.calibration_error import calibration_error, calibration_interval, reliability
 from imputation.features import FeatureSet
-from imputation.results import Difference, FillError, Results, Score
+from imputation.results import Difference, FillError, Reliability, Results, Score, Selective
 from imputation.sampling import paired_hidden, profile_hidden
 
 Progress = Callable[[int, int, str], None]  # (done, of, what comes next)
@@ -120,6 +123,7 @@ def evaluate(
     ahead: int | None = None,
     reference: str | None = None,
     batch: int = 512,
+    resamples: int = 100,
     progress: Progress | None = None,
 ) -> Results:
     """Scores of each arm and errors of each fill in every condition.
@@ -127,6 +131,8 @@ def evaluate(
     ``data`` has windows of W + ``lookahead`` positions and its standardisation; ``ahead`` of the lookahead's clips
     are there already (default all). ``levels`` are the k of W hidden clips (default 0 .. W - 1). With
     ``reference`` each arm's paired difference to that arm is given with its standard error over speakers.
+    Calibration errors are of all draws together, a window's draws counting as alike, with a 95 % interval from
+    ``resamples`` of the speakers (0: none); of a single speaker, from those of the windows.
     Raises ConfigError on arms that share a name, and DataError on features that do not fit.
     """
     if len({arm.name for arm in arms}) != len(arms):
@@ -137,7 +143,7 @@ def evaluate(
     exists = data.exists.clone()
     exists[:, window + (lookahead if ahead is None else ahead) :] = False
     features = data.standardised()
-    tally = _Tally(arms, data, window)
+    tally = _Tally(arms, data, window, resamples)
     levels = range(window) if levels is None else levels
     count = draws * (len(levels) - (0 in levels) + len(profiles)) + (0 in levels)
     asked = trials(data, exists, levels=levels, draws=draws, seed=seed, profiles=profiles)
@@ -146,15 +152,16 @@ def evaluate(
             progress(done, count, trial.condition)
         tally.add(trial, features, exists, batch)
     settings = {"draws": draws, "seed": seed, "lookahead": lookahead, "ahead": ahead, "windows": len(data),
-                "split": sorted(set(data.split)), "speakers": sorted(set(data.speaker))}  # fmt: skip
+                "split": sorted(set(data.split)), "speakers": tally.speakers,
+                "ece_over": "speakers" if len(tally.speakers) > 1 else "windows"}  # fmt: skip
     return tally.results(settings, reference)
 
 
 class _Tally:
     """Collects one number per arm, condition and draw; and per speaker."""
 
-    def __init__(self, arms: Sequence[Arm], data: FeatureSet, window: int) -> None:
-        self.arms, self.data, self.window = arms, data, window
+    def __init__(self, arms: Sequence[Arm], data: FeatureSet, window: int, resamples: int) -> None:
+        self.arms, self.data, self.window, self.resamples = arms, data, window, resamples
         self.fills: dict[str, nn.Module] = {"zero": Zero(), "lerp": Lerp(), "observed_mean": ObservedMean()}
         self.draws: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self.errors: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
@@ -192,19 +199,28 @@ class _Tally:
         return {
             "accuracy": right.mean().item(),
             "recall": mean_recall(right, label),
-            "ece": expected_calibration_error(probabilities, label),
+            "nll": F.nll_loss(probabilities.clamp_min(1e-12).log(), label).item(),
+            "confidence": probabilities.amax(dim=-1).numpy(force=True),
+            "right": right.bool().numpy(force=True),
             "abstained": abstained.double().mean().item(),
             "answered": right[answered].mean().item() if answered.any() else float("nan"),
             "speakers": [right[self.of_speaker == s].mean().item() for s in range(len(self.speakers))],
         }
 
     def results(self, settings: Mapping[str, Any], reference: str | None) -> Results:
-        scores = [self._summary(arm, condition, draws) for (arm, condition), draws in self.draws.items()]
+        scores, bins, curves = [], list[Reliability](), list[Selective]()
+        for (arm, condition), draws in self.draws.items():
+            said = _Said.of(draws)
+            scores.append(self._summary(arm, condition, draws, said))
+            bins += said.reliability(arm, condition)
+            curves += said.selective(arm, condition)
         errors = [self._error(fill, condition, parts) for (fill, condition), parts in self.errors.items()]
         differences = [] if reference is None else self._differences(reference)
-        return Results(scores=scores, errors=errors, differences=differences, settings=dict(settings))
+        return Results(
+            scores=scores, errors=errors, differences=differences, settings=dict(settings), bins=bins, curves=curves
+        )
 
-    def _summary(self, arm: str, condition: str, draws: Sequence[Mapping[str, Any]]) -> Score:
+    def _summary(self, arm: str, condition: str, draws: Sequence[Mapping[str, Any]], said: "_Said") -> Score:
         def mean(name: str) -> float:
             return float(np.mean([d[name] for d in draws]))
 
@@ -212,6 +228,7 @@ class _Tally:
             return float(np.std([d[name] for d in draws]))
 
         speakers = np.mean([d["speakers"] for d in draws], axis=0)
+        low, high = self._interval(said)
         return Score(
             arm=arm,
             condition=condition,
@@ -220,11 +237,22 @@ class _Tally:
             accuracy_std=std("accuracy"),
             recall=mean("recall"),
             recall_std=std("recall"),
-            ece=mean("ece"),
+            ece=calibration_error(said.confidence, said.right, groups=said.window),
+            ece_low=low,
+            ece_high=high,
+            nll=mean("nll"),
+            risk_area=risk_coverage(said.confidence, said.right).area,
             abstained=mean("abstained"),
             answered_accuracy=mean("answered"),
             speakers=dict(zip(self.speakers, speakers.tolist(), strict=True)),
         )
+
+    def _interval(self, said: "_Said") -> tuple[float, float]:
+        """Of the calibration error, over speakers; over windows where there is one speaker."""
+        if not self.resamples:
+            return float("nan"), float("nan")
+        who = np.asarray(self.of_speaker)[said.window] if len(self.speakers) > 1 else said.window
+        return calibration_interval(said.confidence, said.right, who, groups=said.window, resamples=self.resamples)
 
     def _error(self, fill: str, condition: str, parts: Sequence[tuple[Tensor, Tensor]]) -> FillError:
         total = torch.stack([t for t, _ in parts]).sum(dim=0)
@@ -249,6 +277,34 @@ class _Tally:
                     arm=arm, reference=reference, condition=condition, mean=float(by_speaker.mean()), error=error
                 )
             )
+        return out
+
+
+@dataclass(frozen=True)
+class _Said:
+    """An arm's answers in one condition, all draws together: confidence, right or not, which window."""
+
+    confidence: np.ndarray
+    right: np.ndarray
+    window: np.ndarray
+
+    @classmethod
+    def of(cls, draws: Sequence[Mapping[str, Any]]) -> "_Said":
+        confidence, right = (np.concatenate([d[name] for d in draws]) for name in ("confidence", "right"))
+        return cls(np.minimum(confidence, 1.0), right, np.tile(np.arange(len(draws[0]["right"])), len(draws)))
+
+    def reliability(self, arm: str, condition: str) -> list[Reliability]:
+        bins = reliability(self.confidence, self.right, groups=self.window)
+        return [Reliability(arm=arm, condition=condition, **asdict(b)) for b in bins]
+
+    def selective(self, arm: str, condition: str) -> list[Selective]:
+        """The curve of risk at every tenth of coverage."""
+        curve, out = risk_coverage(self.confidence, self.right), []
+        for tenth in range(1, 11):
+            at = min(int(np.searchsorted(curve.coverage, tenth / 10 - 1e-12)), len(curve.risk) - 1)
+            values = (float(x[at]) for x in (curve.coverage, curve.threshold, curve.risk))
+            coverage, threshold, risk = values
+            out.append(Selective(arm=arm, condition=condition, coverage=coverage, confidence=threshold, risk=risk))
         return out
 
 

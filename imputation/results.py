@@ -5,8 +5,9 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,12 @@ from encoders.errors import DataError, MissingExtraError
 from encoders.training import write_json, writing
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.table import Table
 
 _RATE = re.compile(r"\d+/\d+|clips-[\d.]+")  # conditions that lie on the axis of loss; other profiles are points
 
-__all__ = ["Difference", "FillError", "Results", "Score"]
+__all__ = ["Difference", "FillError", "Reliability", "Results", "Score", "Selective"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +34,37 @@ class Score:
     accuracy_std: float
     recall: float  # mean of class recalls
     recall_std: float
-    ece: float
+    ece: float  # of all draws together, 10 bins of equal mass, debiased (imputation.calibration_error)
     abstained: float  # share of windows
     answered_accuracy: float  # of the windows that were answered
     speakers: dict[str, float]  # accuracy of each, over draws
+    ece_low: float = math.nan  # 95 % interval, other speakers of this kind (windows, where there is one speaker)
+    ece_high: float = math.nan
+    nll: float = math.nan  # mean negative log-likelihood of the label, nats
+    risk_area: float = math.nan  # mean risk over all coverages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """Answers of about the same confidence."""
+
+    arm: str
+    condition: str
+    confidence: float
+    accuracy: float
+    share: float  # of all answers
+    error: float  # standard error of confidence minus accuracy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selective:
+    """What an arm gets wrong if it answers only so often, at or above a confidence."""
+
+    arm: str
+    condition: str
+    coverage: float
+    confidence: float
+    risk: float  # share of the answers given that is wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +97,8 @@ class Results:
     errors: list[FillError]
     differences: list[Difference] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    bins: list[Reliability] = field(default_factory=list)
+    curves: list[Selective] = field(default_factory=list)
 
     def score(self, arm: str, condition: str) -> Score:
         """Raises KeyError if it was not measured."""
@@ -121,37 +152,60 @@ class Results:
             table.add_row(condition, *(f"{100 * d.mean:+.1f} ±{100 * d.error:.1f}" for d in cells))
         return table
 
+    def calibration_table(self) -> "Table":
+        """Conditions down, arms across: calibration error with its interval, percent."""
+        arms = list(dict.fromkeys(s.arm for s in self.scores))
+        over = self.settings.get("ece_over", "speakers")
+        table = _table(f"calibration error, % (95 % interval over {over})", arms)
+        for condition in self.conditions:
+            table.add_row(condition, *(_with_interval(self.score(arm, condition)) for arm in arms))
+        return table
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values; a number that does not exist (nothing was hidden) is None."""
         plain: dict[str, Any] = _without_nan(asdict(self))
         return plain
 
     def save(self, folder: Path, *, plot: bool = True) -> list[Path]:
-        """``results.json``, ``scores.csv``, ``errors.csv`` and ``accuracy.png``, each whole. Raises OutputError."""
+        """Everything in ``results.json``, the tables as CSV, ``accuracy.png`` and ``calibration.png``, each whole.
+
+        Raises OutputError.
+        """
+        tables: dict[str, list[dict[str, Any]]] = {
+            "scores.csv": [{**asdict(s), "speakers": json.dumps(s.speakers)} for s in self.scores],
+            "errors.csv": [asdict(e) for e in self.errors],
+            "reliability.csv": [asdict(b) for b in self.bins],
+            "risk_coverage.csv": [asdict(c) for c in self.curves],
+        }
         write_json(folder / "results.json", self.as_dict())
-        _write_csv(folder / "scores.csv", [{**asdict(s), "speakers": json.dumps(s.speakers)} for s in self.scores])
-        _write_csv(folder / "errors.csv", [asdict(e) for e in self.errors])
-        written = [folder / name for name in ("results.json", "scores.csv", "errors.csv")]
+        written = [folder / "results.json"]
+        for name, rows in tables.items():
+            if rows or name in ("scores.csv", "errors.csv"):
+                _write_csv(folder / name, rows)
+                written.append(folder / name)
         if plot:
-            with writing(folder / "accuracy.png") as partial:
-                self.plot(partial)
-            written.append(folder / "accuracy.png")
+            from imputation.calibration_plots import plot_calibration
+
+            drawings: dict[str, Callable[[Path], None]] = {
+                "accuracy.png": self.plot,
+                "calibration.png": partial(plot_calibration, self),
+            }
+            for name, draw in drawings.items():
+                with writing(folder / name) as unfinished:
+                    draw(unfinished)
+                written.append(folder / name)
         return written
+
+    def by_rate(self, arm: str) -> list[Score]:
+        """An arm's scores on the axis of loss; profiles that are points of their own are left out."""
+        return sorted((s for s in self.scores if s.arm == arm and _RATE.fullmatch(s.condition)), key=lambda s: s.rate)
 
     def plot(self, path: Path) -> None:
         """Accuracy of each arm by share of clips lost, with its deviation over draws, as PNG."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise MissingExtraError(
-                "matplotlib is not installed; run pip install 'legato[plot]', or use --no-plot"
-            ) from None
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        figure = new_figure(7, 4.2)
         axes = figure.subplots()
         for arm in dict.fromkeys(s.arm for s in self.scores):
-            line = sorted(
-                (s for s in self.scores if s.arm == arm and _RATE.fullmatch(s.condition)), key=lambda s: s.rate
-            )
+            line = self.by_rate(arm)
             x, y = [100 * s.rate for s in line], [100 * s.accuracy for s in line]
             low = [100 * max(0.0, s.accuracy - s.accuracy_std) for s in line]
             high = [100 * min(1.0, s.accuracy + s.accuracy_std) for s in line]
@@ -162,6 +216,22 @@ class Results:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
         figure.savefig(path, dpi=150, format="png")
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Of so many inches, drawn without a display. Raises MissingExtraError."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError(
+            "matplotlib is not installed; run pip install 'legato[plot]', or use --no-plot"
+        ) from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _with_interval(score: Score) -> str:
+    interval = "" if math.isnan(score.ece_low) else f" [{100 * score.ece_low:.1f}, {100 * score.ece_high:.1f}]"
+    return f"{100 * score.ece:.1f}{interval}"
 
 
 def _table(title: str, columns: Sequence[str]) -> "Table":
@@ -182,8 +252,8 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    with writing(path) as partial:
-        partial.write_text(text.getvalue(), newline="")
+    with writing(path) as unfinished:
+        unfinished.write_text(text.getvalue(), newline="")
 
 
 def _without_nan(value: Any) -> Any:

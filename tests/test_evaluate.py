@@ -197,7 +197,15 @@ def test_what_is_written_can_be_read(tmp_path):
     arms = [Arm("zero", sign_head(), Zero()), Arm("lerp", sign_head(), Lerp())]
     results = evaluate(arms, d, levels=[0, 3], draws=2, reference="zero")
     results.save(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["accuracy.png", "errors.csv", "results.json", "scores.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "accuracy.png",
+        "calibration.png",
+        "errors.csv",
+        "reliability.csv",
+        "results.json",
+        "risk_coverage.csv",
+        "scores.csv",
+    ]
     read = json.loads((tmp_path / "results.json").read_text())
     assert read["settings"]["draws"] == 2 and len(read["scores"]) == 4
     rows = list(csv.DictReader((tmp_path / "scores.csv").open()))

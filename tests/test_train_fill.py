@@ -43,11 +43,26 @@ def test_from_features_to_a_table(features, capsys):
     options = [x for arm in arms for x in ("--arm", arm)]
     common = ("eval", features, *options, "--draws", 2, "--levels", "0,2", "--profile", "clips-30")
     capsys.readouterr()
-    assert legato(*common, "--out", out / "r", "--reference", "zero", "--calibrate", "validation") == 0
+    calibrated = ("--calibrate", "validation", "--risk", 0.2)
+    assert legato(*common, "--out", out / "r", "--reference", "zero", *calibrated) == 0
     shown = capsys.readouterr().out
-    for word in ("zero", "tuned", "backoff", "2/4", "clips-30", "observed_mean", "points against zero"):
+    for word in (
+        "zero",
+        "tuned",
+        "backoff",
+        "2/4",
+        "clips-30",
+        "observed_mean",
+        "points against zero",
+        "calibrated by",
+    ):
         assert word in shown
-    assert sorted(p.name for p in (out / "r").iterdir()) == ["accuracy.png", "errors.csv", "results.json", "scores.csv"]
+    assert {p.name for p in (out / "r").iterdir()} == {
+        "accuracy.png", "calibration.png", "errors.csv", "reliability.csv", "results.json", "risk_coverage.csv",
+        "scores.csv",
+    }  # fmt: skip
+    settings = json.loads((out / "r" / "results.json").read_text())["settings"]
+    assert settings["calibrated_on"] == "validation" and settings["calibration"]["zero"]["promise"]["risk_asked"] == 0.2
     assert legato(*common, "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["scores"]) == 9
 

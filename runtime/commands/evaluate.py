@@ -6,6 +6,7 @@ the paper on feature files of several encoders and datasets.
 """
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,11 @@ def evaluate(
     calibrate: Annotated[
         str, typer.Option(help="Split to calibrate confidence on, e.g. validation; empty: not calibrated.")
     ] = "",
+    risk: Annotated[
+        float | None,
+        typer.Option(help="With --calibrate: abstain so that at most this share of the answers is wrong, e.g. 0.1."),
+    ] = None,
+    delta: Annotated[float, typer.Option(help="The chance that --risk is not kept for other speakers.")] = 0.1,
     levels: Annotated[str, typer.Option(help="Clips hidden of L, comma-separated; empty: 0 to L - 1.")] = "",
     profile: Annotated[
         list[str] | None, typer.Option(help="A loss profile as another condition; may be repeated.")
@@ -45,9 +51,9 @@ def evaluate(
     reference: Annotated[str | None, typer.Option(help="Arm to give paired differences against.")] = None,
     metric: Annotated[str, typer.Option(help="accuracy, or recall (mean of class recalls).")] = "accuracy",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for results.json, scores.csv, errors.csv, accuracy.png.")
+        Path | None, typer.Option(help="Folder for results.json, the tables as CSV, accuracy.png and calibration.png.")
     ] = None,
-    plot: Annotated[bool, typer.Option(help="Draw accuracy.png.")] = True,
+    plot: Annotated[bool, typer.Option(help="Draw accuracy.png and calibration.png.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of tables.")] = False,
     protocol: Annotated[
         str, typer.Option(help="Train and measure all arms of the paper, beyond it, or all: paper, beyond, all.")
@@ -114,26 +120,37 @@ def evaluate(
         raise UsageError(f"{given} does not fit windows of {windows.length} clips; use {way_out}")
     for name in profile or ():
         open_profile(name)  # a wrong name is found before anything is measured
-    arms = [_arm(text, windows, calibrate, lookahead, ahead) for text in arm]
+    if risk is not None and not calibrate:
+        raise UsageError(f"--risk {risk:g} needs a threshold, which is fitted; add --calibrate, e.g. validation")
+    for option, value in (("--risk", risk), ("--delta", delta)):
+        if value is not None and not 0 < value < 1:
+            raise UsageError(f"{option} {value:g} is no share; use e.g. 0.1")
+    arms = [_arm(text) for text in arm]
+    fits: dict[str, Any] = {}
+    if calibrate:
+        known = windows.of_split(calibrate)
+        fitted = [_calibrated(made, known, lookahead, ahead, risk, delta) for made in arms]
+        arms, fits = [made for made, _ in fitted], {made.name: about for made, about in fitted}
     with _bar(quiet=as_json) as progress:
         results = measure(arms, chosen, levels=_levels(levels, windows.length), draws=draws, seed=seed,
                           profiles=profile or (), lookahead=lookahead, ahead=ahead, reference=reference,
                           progress=progress)  # fmt: skip
+    if fits:
+        results = replace(results, settings={**results.settings, "calibrated_on": calibrate, "calibration": fits})
     written = [] if out is None else results.save(out, plot=plot)
     if as_json:
         print(json.dumps(results.as_dict()))
         return
     _show(results, metric)
+    for name, about in fits.items():
+        print(_about(name, about))
     for path in written:
         print(f"wrote {path}")
 
 
-def _arm(text: str, data: "FeatureSet", calibrate: str, lookahead: int, ahead: int | None) -> "Arm":
-    from dataclasses import replace
-
+def _arm(text: str) -> "Arm":
     from imputation.baselines import Backoff
-    from imputation.calibrate import fit
-    from imputation.evaluate import Arm, calibration_data
+    from imputation.evaluate import Arm
     from imputation.stored import load_head, load_imputer
 
     name, equals, models = text.partition("=")
@@ -143,11 +160,41 @@ def _arm(text: str, data: "FeatureSet", calibrate: str, lookahead: int, ahead: i
     head = load_head(folder)
     if isinstance(head, Backoff) and fill:
         raise UsageError(f"--arm {text!r} fills for a backoff head, which reads what is there; leave out +{fill}")
-    made = Arm(name, head, None if isinstance(head, Backoff) else load_imputer(fill or "zero"))
-    if not calibrate:
-        return made
-    known = calibration_data(made, data.of_split(calibrate), lookahead=lookahead, ahead=ahead)
-    return replace(made, calibration=fit(*known))
+    return Arm(name, head, None if isinstance(head, Backoff) else load_imputer(fill or "zero"))
+
+
+def _calibrated(
+    arm: "Arm", data: "FeatureSet", lookahead: int, ahead: int | None, risk: float | None, delta: float
+) -> "tuple[Arm, dict[str, Any]]":
+    """The arm with what its answers on other speakers confirm, and what was found."""
+    from imputation.cross_fit import fit_crossed, promising
+    from imputation.evaluate import calibration_data
+
+    logits, share, label = calibration_data(arm, data, lookahead=lookahead, ahead=ahead)
+    draws = len(logits) // len(data)
+    speakers, windows = list(data.speaker) * draws, list(range(len(data))) * draws
+    crossed = fit_crossed(logits, share, label, speakers)
+    calibration, about = crossed.calibration, crossed.as_dict()
+    if risk is not None:
+        calibration, promise = promising(crossed, label, speakers, risk=risk, delta=delta, windows=windows)
+        about |= {"min_confidence": calibration.min_confidence, "promise": {"risk_asked": risk, "delta": delta,
+                  **asdict(promise)}}  # fmt: skip
+    return replace(arm, calibration=calibration), about
+
+
+def _about(name: str, about: dict[str, Any]) -> str:
+    """One line: what was fitted, and what is promised."""
+    line = f"{name}: calibrated by {about['form']}"
+    promise = about.get("promise")
+    if promise is None:
+        return line
+    if not promise["promised"]:
+        return f"{line}; so few speakers promise no risk below {promise['risk_asked']:g}, and it answers nothing"
+    return (
+        f"{line}; answers from confidence {promise['confidence']:.3f} on ({100 * promise['coverage']:.0f} % of "
+        f"validation, {100 * promise['risk']:.1f} % of them wrong, at most {100 * promise['bound']:.1f} % but for a "
+        f"chance of {promise['delta']:g})"
+    )
 
 
 def _levels(text: str, length: int) -> list[int] | None:
@@ -163,7 +210,9 @@ def _show(results: "Results", metric: str) -> None:
     from rich.console import Console
 
     console = Console()
-    for table in (results.accuracy_table(metric), results.difference_table(), results.error_table()):
+    tables = (results.accuracy_table(metric), results.difference_table(), results.error_table(),
+              results.calibration_table())  # fmt: skip
+    for table in tables:
         if table is not None:
             console.print(table)
             console.print()
