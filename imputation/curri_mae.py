@@ -152,17 +152,23 @@ class CurriMAE(nn.Module):
         return Prediction(mean, log_variance)
 
     def loss(
-        self, features: Tensor, hidden: Tensor, exists: Tensor | None = None, presence: Tensor | None = None
+        self,
+        features: Tensor,
+        hidden: Tensor,
+        exists: Tensor | None = None,
+        presence: Tensor | None = None,
+        base: Tensor | None = None,
     ) -> Loss:
         """L_audio + L_video: the mean squared error on hidden places, and only there.
 
         features: (B, N, M, D); hidden: (B, N, M) bool, True = masked by us; exists: (B, N) bool;
-        presence: (B, N, M) bool, False = really absent, so neither shown nor asked for.
+        presence: (B, N, M) bool, False = really absent, so neither shown nor asked for;
+        base: (B, N, M, D), what the prediction is added to, None: nothing.
         """
         known, _ = checked(features, torch.ones_like(hidden) if presence is None else presence, exists)
         asked = hidden & known
         predicted = self.forward(features, known & ~hidden, exists)
-        target = torch.where(asked.unsqueeze(-1), features, 0)
+        target = torch.where(asked.unsqueeze(-1), features if base is None else features - base, 0)
         error = (predicted.mean - target).square().mean(dim=-1)  # (B, N, M)
         count = asked.sum(dim=(0, 1)).clamp(min=1)  # (M,)
         mse = torch.where(asked, error, 0).sum(dim=(0, 1)) / count
@@ -286,6 +292,7 @@ class CurriMAEImputer(nn.Module):
     def __init__(self, config: CurriMAEConfig) -> None:
         super().__init__()
         self.config = config
+        self.estimates = config.log_variance  # its variance is its own: `fit_variance` scales it
         self.rung = "residual" if config.residual else "curri_mae"
         self.model = CurriMAE(config)
         self.variance = VarianceTable()
@@ -294,13 +301,22 @@ class CurriMAEImputer(nn.Module):
     def forward(self, features: Tensor, presence: Tensor, exists: Tensor | None = None) -> Filled:
         """features (B, N, M, D), presence (B, N, M), exists (B, N) -> Filled."""
         present, exists = checked(features, presence, exists)
-        predicted = self.model(features, present, exists)
+        predicted = self.predict(features, present, exists)
         if predicted.log_variance is None:
             variance = self.variance(present, exists)
         else:
             variance = predicted.log_variance.float().exp() * self.scale
             variance = variance.masked_fill(present | ~exists.unsqueeze(-1), 0.0)
         return Filled(blend(features, predicted.mean, present, exists), variance, self.rung)
+
+    def predict(self, features: Tensor, present: Tensor, exists: Tensor) -> Prediction:
+        """What every place is thought to be."""
+        predicted: Prediction = self.model(features, present, exists)
+        return predicted
+
+    def loss(self, features: Tensor, hidden: Tensor, exists: Tensor, presence: Tensor) -> Loss:
+        """What training minimises: see ``CurriMAE.loss``."""
+        return self.model.loss(features, hidden, exists, presence)
 
     def applies(self, presence: Tensor, exists: Tensor | None = None) -> Tensor:
         """(B,) bool: something was observed; in each modality, unless registers stand in for an empty one."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from encoders.errors import ConfigError
+from encoders.settings import pick, to_dict
 from encoders.training import (
     average_gradients,
     check_finite,
@@ -27,9 +28,10 @@ from encoders.training import (
     world,
 )
 from imputation.baselines import Lerp, ObservedMean, Zero
-from imputation.curri_mae import CurriMAE, CurriMAEImputer, preset
+from imputation.curri_mae import CurriMAEImputer, preset
 from imputation.evaluate import fill_error
 from imputation.features import FeatureSet
+from imputation.residual import BASES, ResidualImputer, new_base
 from imputation.run import Batches, Progress, Run, positive
 from imputation.sampling import Sampling, paired_hidden
 from imputation.stored import save_imputer
@@ -43,6 +45,8 @@ class MAETraining:
 
     preset: str = "curri_mae_small"
     overrides: Mapping[str, Any] = field(default_factory=dict)  # of the preset; dim and length follow the features
+    base: str = ""  # fill that it starts from, learning only what is left over: gaussian, lerp, observed_mean, hold
+    base_options: Mapping[str, Any] = field(default_factory=dict)  # of the base's config
     sampling: str = "curriculum"  # see imputation.sampling: curriculum, k=7, uniform, all, whole, profile=NAME, a+b
     epochs: int = 50
     steps: int = 0  # optimizer steps in all, for equal budgets; 0: epochs x batches. The curriculum stretches to fit
@@ -61,6 +65,10 @@ class MAETraining:
 
     def __post_init__(self) -> None:
         positive(self, "epochs", "curriculum_step", "batch", "lr", "min_clips", "log_every")
+        if self.base:
+            pick(BASES, self.base, "base")
+        elif self.base_options:
+            raise ConfigError(f"base_options {dict(self.base_options)} belong to no base; name one, such as gaussian")
         for name in ("steps", "lookahead", "evaluate_every", "save_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} {getattr(self, name)} must not be negative")
@@ -85,10 +93,8 @@ def train_mae(
     """
     seed_everything(config.seed, deterministic=device == "cpu")
     sizes = {"dim": train.width, "length": train.length, **config.overrides}
-    imputer = CurriMAEImputer(preset(config.preset, **sizes)).to(device)
+    imputer = _new(config, sizes, train, start).to(device)
     model = imputer.model
-    if start is not None:
-        model.load_state_dict(dict(start))
     batches = Batches(train, config.batch, config.seed, device, config.lookahead, config.short, config.min_clips)
     total = config.steps or config.epochs * batches.per_epoch
     seconds = float(train.notes.get("clip_seconds", 0.4))
@@ -96,13 +102,14 @@ def train_mae(
                               step=config.curriculum_step, clip_seconds=seconds)  # fmt: skip
     groups = parameter_groups([model], config.weight_decay)
     optimizer = torch.optim.Adam(groups, lr=config.lr, betas=config.betas)
-    run = Run(out, config, {"model": model}, optimizer, resume=resume, tensorboard=tensorboard)
+    parts = {"model": model} | ({"base": imputer.base} if isinstance(imputer, ResidualImputer) else {})
+    run = Run(out, config, parts, optimizer, resume=resume, tensorboard=tensorboard)
 
     model.train()
     with run, stop_requests() as stop_requested:
         while run.step < total:
             epoch = run.step * config.epochs // total  # of the curriculum
-            loss, mse = _step(model, optimizer, batches, sampling, run.step, epoch)
+            loss, mse = _step(imputer, optimizer, batches, sampling, run.step, epoch)
             run.step += 1
             if run.step % config.log_every == 0 or run.step == total:
                 run.log(epoch=epoch, loss=loss, mse_video=mse[0], mse_audio=mse[1], lr=config.lr)
@@ -118,24 +125,54 @@ def train_mae(
         found = validation_error(imputer, validation)
         run.log(**found)
     if world()[0] == 0:
-        save_imputer(out, imputer, config.preset, sizes, metrics=found, steps=total)
+        save_imputer(out, imputer, *_made(config, sizes, imputer), metrics=found, steps=total)
     return imputer
 
 
+def _new(
+    config: MAETraining, sizes: Mapping[str, Any], train: FeatureSet, start: Mapping[str, Tensor] | None
+) -> CurriMAEImputer:
+    """An untrained imputer, with weights to start from, over a base that is fitted first."""
+    model = preset(config.preset, **sizes)
+    if not config.base:
+        imputer = CurriMAEImputer(model)
+    else:
+        imputer = ResidualImputer(model, new_base(config.base, train, config.base_options))
+    if start is not None:
+        imputer.model.load_state_dict(dict(start))
+    if isinstance(imputer, ResidualImputer):
+        imputer.begin_as_base()  # whatever the weights predicted before
+    return imputer
+
+
+def _made(config: MAETraining, sizes: Mapping[str, Any], imputer: CurriMAEImputer) -> tuple[str, dict[str, Any]]:
+    """The name and the settings that build this imputer again."""
+    if not isinstance(imputer, ResidualImputer):
+        return config.preset, dict(sizes)
+    base: Any = getattr(imputer.base, "config", None)
+    options = {} if base is None else to_dict(base)
+    return "residual", {"preset": config.preset, "base": config.base, "base_options": options, **sizes}
+
+
 def _step(
-    model: CurriMAE, optimizer: torch.optim.Optimizer, batches: Batches, sampling: Sampling, step: int, epoch: int
+    imputer: CurriMAEImputer,
+    optimizer: torch.optim.Optimizer,
+    batches: Batches,
+    sampling: Sampling,
+    step: int,
+    epoch: int,
 ) -> tuple[float, list[float]]:
     """One update; gives the loss and the error of each modality, means over the processes."""
     rows, rng = batches.indices(step), batches.rng(step)
     exists = batches.existing(rng, rows)
     hidden = batches.to_tensor(sampling.draw(rng, epoch, exists))
     index = batches.to_tensor(rows)
-    loss = model.loss(batches.features[index], hidden, batches.to_tensor(exists), batches.presence[index])
+    loss = imputer.loss(batches.features[index], hidden, batches.to_tensor(exists), batches.presence[index])
     mean = mean_over_processes(loss.total.detach())
     value = check_finite(mean, epoch=epoch, step=step)
     optimizer.zero_grad(set_to_none=True)
     loss.total.backward()
-    average_gradients(model.parameters())
+    average_gradients(imputer.model.parameters())
     optimizer.step()
     return value, mean_over_processes(loss.mse).tolist()
 
@@ -169,15 +206,16 @@ def validation_error(imputer: torch.nn.Module, data: FeatureSet) -> dict[str, fl
 def fit_variance(imputer: Any, data: FeatureSet, draws: int = 2) -> None:
     """Calibrate an imputer's variance on validation windows, over all k.
 
-    Fits the table by situation, or the scale of the decoder's own estimate where it has one.
+    Fits the table by situation, or the scale of the imputer's own estimate where it has one.
     """
     device = next(iter(imputer.state_dict().values())).device
     features, presence, exists = (x.to(device) for x in (data.standardised(), data.presence, data.exists))
     masks = [torch.from_numpy(m).to(device) for m in validation_masks(data, draws)]
     parts = [(*fill_error(imputer, features, presence, exists, hidden), presence & ~hidden) for hidden in masks]
     errors, filled, known = (torch.cat(x) for x in zip(*parts, strict=True))
-    imputer.variance.fit(errors.cpu(), known.cpu(), filled.cpu())
-    if getattr(getattr(imputer, "config", None), "log_variance", False):
+    if hasattr(imputer, "variance"):
+        imputer.variance.fit(errors.cpu(), known.cpu(), filled.cpu())
+    if getattr(imputer, "estimates", False):
         imputer.scale.fill_(1.0)
         estimates = torch.cat([_estimate(imputer, features, presence & ~hidden, exists) for hidden in masks])
         for m in range(2):
@@ -187,7 +225,7 @@ def fit_variance(imputer: Any, data: FeatureSet, draws: int = 2) -> None:
 
 
 @torch.inference_mode()
-def _estimate(imputer: CurriMAEImputer, features: Tensor, known: Tensor, exists: Tensor) -> Tensor:
-    """The decoder's own variance, (n, L, M)."""
+def _estimate(imputer: Any, features: Tensor, known: Tensor, exists: Tensor) -> Tensor:
+    """The imputer's own variance, (n, L, M)."""
     parts = zip(features.split(512), known.split(512), exists.split(512), strict=True)
     return torch.cat([imputer(x, p, e).variance for x, p, e in parts])

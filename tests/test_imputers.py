@@ -8,9 +8,13 @@ from torch import Tensor
 
 from encoders.errors import DataError, UsageError
 from imputation.baselines import Backoff, Hold, Lerp, Mean, ObservedMean, Zero
-from imputation.curri_mae import curri_mae_tiny
+from imputation.curri_mae import curri_mae_tiny, preset
+from imputation.gaussian_fit import fit_gaussian
 from imputation.imputer import IMPUTERS, build
 from imputation.ladder import Ladder
+from imputation.nearest import fit_nearest
+from imputation.residual import ResidualImputer
+from tests.processes import persistent
 
 torch.manual_seed(0)
 ALL = {
@@ -24,6 +28,10 @@ ALL = {
     "log_variance": curri_mae_tiny(log_variance=True).eval(),
     "no_register": curri_mae_tiny(registers=0).eval(),
     "ladder": Ladder([curri_mae_tiny(registers=0).eval(), Lerp()]),
+    "gaussian": fit_gaussian(persistent(60, length=6)),
+    "gaussian_joint": fit_gaussian(persistent(60, length=6), joint=2),
+    "nearest": fit_nearest(persistent(60, length=6), persistent(20, length=6, seed=1), k=5),
+    "over_gaussian": ResidualImputer(preset("curri_mae_tiny"), fit_gaussian(persistent(60, length=6))).eval(),
 }
 
 
@@ -153,6 +161,9 @@ def test_one_window_filled_twice_is_byte_equal(name):
 def test_every_registered_imputer_is_built_by_its_name():
     options = {
         "mean": {"width": 16},
+        "gaussian": {"dim": 16},
+        "nearest": {"dim": 16, "bank": 20},
+        "residual": {"preset": "curri_mae_tiny"},
         "curri_mae_base": {"width": 24, "depth": 1, "decoder_width": 32, "decoder_depth": 1},
     }
     for name in IMPUTERS:

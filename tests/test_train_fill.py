@@ -67,6 +67,21 @@ def test_from_features_to_a_table(features, capsys):
     assert len(json.loads(capsys.readouterr().out)["scores"]) == 9
 
 
+def test_fills_that_are_fitted_are_arms_and_bases(features, capsys):
+    out, common = features.parent, ("--features", features)
+    assert legato("train", "fill", "gaussian", *common, "--out", out / "gp", "--set", "joint=2") == 0
+    assert legato("train", "fill", "nearest", *common, "--out", out / "near", "--set", "bank=9") == 0
+    short = (*common, "--device", "cpu", "--steps", 2)
+    over = ("--base", "gaussian", "--set", "base_options.groups=3", "--preset", "curri_mae_tiny")
+    assert legato("train", "curri-mae", *short, *over, "--out", out / "over") == 0
+    assert legato("train", "head", *short, "--out", out / "plain", "--set", "overrides.hidden=8") == 0
+    arms = [x for fill in ("gp", "near", "over") for x in ("--arm", f"{fill}={out / 'plain'}+{out / fill}")]
+    capsys.readouterr()
+    assert legato("eval", features, *arms, "--draws", 1, "--levels", "0,2", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["errors"]
+    assert {e["fill"] for e in found} >= {"gp", "near", "over"}
+
+
 def test_an_imputer_is_trained_through_a_head_that_stays(features):
     out = train_all(features)
     before = (out / "plain" / "head.safetensors").read_bytes()
@@ -85,6 +100,10 @@ def test_an_imputer_is_trained_through_a_head_that_stays(features):
         (["train", "curri-mae", "--set", "lrr=1"], 2, "lrr"),
         (["train", "curri-mae", "--set", "overrides.widht=1", "--preset", "curri_mae_tiny"], 2, "widht"),
         (["train", "curri-mae", "--train-split", "dev"], 1, "split 'dev' has no windows"),
+        (["train", "curri-mae", "--base", "gausian"], 2, "did you mean gaussian"),
+        (["train", "fill", "magic"], 2, "fill 'magic' is unknown"),
+        (["train", "fill", "gaussian", "--set", "group=3"], 2, "did you mean groups"),
+        (["train", "fill", "gaussian", "--set", "dim=3"], 2, "dim"),
         (["train", "curri-mae", "--init", "zero"], 2, "is a rule without weights"),
         (["train", "head", "--imputer", "nowhere"], 1, "nowhere holds no imputer"),
         (["train", "head", "--train", "imputer", "--sampling", "all"], 2, "name its folder with --init"),
@@ -92,7 +111,8 @@ def test_an_imputer_is_trained_through_a_head_that_stays(features):
     ],
 )
 def test_a_mistake_is_one_sentence(features, capsys, arguments, code, sentence):
-    given = [*arguments, "--features", features, "--out", features.parent / "x", "--device", "cpu"]
+    device = () if "fill" in arguments else ("--device", "cpu")
+    given = [*arguments, "--features", features, "--out", features.parent / "x", *device]
     assert legato(*given) == code
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert sentence in said and said.startswith("legato: ")

@@ -1,4 +1,4 @@
-"""``legato train curri-mae`` and ``legato train head``: what fills absent features, and what reads them.
+"""``legato train curri-mae``, ``fill`` and ``head``: what fills absent features, and what reads them.
 
 Both work on a feature file (``legato features``) and join the commands of ``train.py``. Under
 ``torchrun -m runtime train ...`` the batch is shared by all processes.
@@ -52,6 +52,10 @@ def curri_mae(
     batch: Batch = None,
     lr: Rate = None,
     seed: Seed = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Fill that it only adds to: gaussian, lerp, observed_mean, hold."),
+    ] = None,
     init: Annotated[
         Path | None,
         typer.Option(help="What to start from: a trained imputer's folder, or weights of CAV-MAE (run, safetensors)."),
@@ -68,7 +72,7 @@ def curri_mae(
     from imputation.train import MAETraining, train_mae
 
     given = {"preset": preset, "sampling": sampling, "epochs": epochs, "steps": steps, "lookahead": lookahead,
-             "batch": batch, "lr": lr, "seed": seed}  # fmt: skip
+             "batch": batch, "lr": lr, "seed": seed, "base": base}  # fmt: skip
     config = _config(MAETraining, out, given, settings, resume)
     train, validation = _splits(features, train_split, validation_split)
     start = None if init is None else _start(init, config, train)
@@ -76,6 +80,29 @@ def curri_mae(
         train_mae(config, train, validation, out, start=start, resume=resume, device=choose_device(device),
                   tensorboard=tensorboard, progress=progress)  # fmt: skip
     _say(f"trained: {out / 'imputer.safetensors'}")
+
+
+@train_app.command("fill", epilog="For example: legato train fill gaussian --features talk.safetensors --out runs/gp")
+def fill(
+    kind: Annotated[str, typer.Argument(help="gaussian (a temporal process), or nearest (like training windows).")],
+    features: Features,
+    out: Out,
+    train_split: Train = "train",
+    validation_split: Validation = "validation",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="groups, joint of gaussian; bank, k of nearest; may be repeated.")
+    ] = None,
+) -> None:
+    """Fit a fill that needs no steps of training, in seconds."""
+    from encoders.settings import assignments
+    from imputation.fit import fit_fill
+
+    options = assignments(settings or ())
+    train, validation = _splits(features, train_split, validation_split)
+    _, found = fit_fill(kind, train, validation, out, **options)
+    print(f"fitted: {out / 'imputer.safetensors'}")
+    for m in ("video", "audio"):
+        print(f"mean squared error of {m}: {found[f'mse_{m}']:.3f} (zeros {found[f'zero_mse_{m}']:.3f})")
 
 
 @train_app.command("head", epilog="For example: legato train head --features talk.safetensors --out runs/head")
@@ -147,20 +174,20 @@ def _config(kind: type[Any], out: Path, given: Mapping[str, Any], settings: list
 
 
 def _nested(changes: Mapping[str, str]) -> dict[str, Any]:
-    """``overrides.dim=64`` goes into the mapping ``overrides``, read as JSON where it is JSON."""
+    """``overrides.dim=64`` goes into the mapping ``overrides``, read as JSON where it is JSON; so ``base_options``."""
     import json
 
     out: dict[str, Any] = {}
     for key, value in changes.items():
         first, _, rest = key.partition(".")
-        if first != "overrides" or not rest:
+        if first not in ("overrides", "base_options") or not rest:
             out[key] = value
             continue
         try:
             read = json.loads(value)
         except ValueError:
             read = value
-        out.setdefault("overrides", {})[rest] = read
+        out.setdefault(first, {})[rest] = read
     return out
 
 

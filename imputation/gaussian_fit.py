@@ -1,0 +1,138 @@
+"""Fitting the Gaussian fill to training windows, in closed form.
+
+The basis of a modality are the eigenvectors of the covariance between *different* clips of one window: the first
+coordinates persist (who speaks, where the camera stands), the last change from clip to clip. An eigenvector found on
+few windows persists there more than it does elsewhere, so covariances are measured on windows that had no part in the
+basis they are measured in: the speakers are dealt to folds, and each fold is seen in the basis of the others (Lam,
+"Nonparametric eigenvalue-regularized precision or covariance matrix estimator", Annals of Statistics 2016). What lies
+in the tables is therefore what a new speaker shows.
+
+Shape legend: n window, N position, M modality, D feature width, C coordinate, G group, J coordinate of the joint
+process.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from encoders.errors import DataError
+from encoders.settings import override
+from imputation.features import FeatureSet
+from imputation.gaussian import Gaussian, GaussianConfig, toeplitz
+
+FOLDS = 5
+FLOOR = 1e-3  # least eigenvalue of a covariance, as a share of its variance
+PRIOR = 2.0  # windows of mere noise that are thought to have been seen too
+CROSS = 0.5  # what is believed of a covariance between two coordinates
+ROWS = 512  # windows read at once
+
+__all__ = ["fit_gaussian"]
+
+
+def fit_gaussian(data: FeatureSet, **options: Any) -> Gaussian:
+    """The fill for these windows; ``options`` are GaussianConfig's fields but for dim and length.
+
+    Its variance is not calibrated yet: see ``imputation.train.fit_variance``. Raises DataError where there are fewer
+    than two windows or a number is not finite.
+    """
+    made = Gaussian(override(GaussianConfig, {"dim": data.width, "length": data.length, **options}))
+    if len(data) < 2:
+        raise DataError(f"{len(data)} training window tells nothing of how features change; give at least 2")
+    features, seen = data.standardised(), data.presence & data.exists.unsqueeze(-1)
+    bad = (~torch.isfinite(features).flatten(1).all(dim=1)).nonzero()
+    if len(bad):
+        row = int(bad[0])
+        raise DataError(f"row {row} ({data.names[row]}) of the training windows is not finite; extract it again")
+    folds = _folds(data.speaker)
+    curves = []
+    for m in range(2):
+        basis, curve = _modality(features[:, :, m], seen[:, :, m], folds)
+        made.basis[m] = basis.float()
+        grouped = torch.stack([curve[:, a:b].mean(dim=1) for a, b in made.config.slices])  # (G, N)
+        curves.append(_definite(grouped, len(data)))
+    made.curves.copy_(torch.stack(curves))
+    if made.config.joint:
+        made.together.copy_(_together(made, features, seen))
+    return made
+
+
+def _folds(speakers: tuple[str, ...]) -> Tensor:
+    """The fold of each window: whole speakers, or runs of one speaker's windows."""
+    names = sorted(set(speakers))
+    if len(names) == 1:
+        return torch.arange(len(speakers)) * min(FOLDS, len(speakers)) // len(speakers)
+    return torch.tensor([names.index(s) * min(FOLDS, len(names)) // len(names) for s in speakers])
+
+
+def _modality(features: Tensor, seen: Tensor, folds: Tensor) -> tuple[Tensor, Tensor]:
+    """Basis (D, C) of all windows (n, N, D), seen (n, N); and the covariance by lag (N, C) that it has elsewhere."""
+    parts = [(features[folds == f], seen[folds == f]) for f in folds.unique().tolist()]
+    between = torch.stack([_between(x, s) for x, s in parts])  # (folds, D, D)
+    total, length = between.sum(dim=0), features.shape[1]
+    product = torch.zeros(length, features.shape[2], dtype=torch.double)
+    count = torch.zeros(length, dtype=torch.double)
+    for own, (x, s) in zip(between, parts, strict=True):
+        basis = _persistent(total - own)
+        for values, there in zip(x.split(ROWS), s.split(ROWS), strict=True):
+            y, known = values.double() @ basis, there.double()
+            for lag in range(length):
+                product[lag] += (y[:, : length - lag] * y[:, lag:]).sum(dim=(0, 1))
+                count[lag] += (known[:, : length - lag] * known[:, lag:]).sum()
+    return _persistent(total), product / count.clamp(min=1).unsqueeze(1)
+
+
+def _between(features: Tensor, seen: Tensor) -> Tensor:
+    """Sum over windows and over pairs of different observed places of their outer product, (D, D) float64."""
+    total = torch.zeros(features.shape[2], features.shape[2], dtype=torch.double)
+    for x, s in zip(features.split(ROWS), seen.split(ROWS), strict=True):
+        values = torch.where(s.unsqueeze(-1), x, 0).double()
+        whole, places = values.sum(dim=1), values.flatten(0, 1)
+        total += whole.T @ whole - places.T @ places
+    return total
+
+
+def _persistent(between: Tensor) -> Tensor:
+    """Eigenvectors as columns, what persists the most first."""
+    vectors: Tensor = torch.linalg.eigh(between).eigenvectors
+    return vectors.flip(1)
+
+
+def _definite(curves: Tensor, windows: int) -> Tensor:
+    """Covariances by lag (G, N), drawn towards noise: for few windows, and until each is one of a process."""
+    variance = curves[:, :1].clamp(min=1e-6)
+    lags = curves[:, 1:] * (windows / (windows + PRIOR))
+    least = torch.linalg.eigvalsh(toeplitz(torch.cat([variance, lags], dim=1), curves.shape[1]))[:, :1]
+    keep = ((1 - FLOOR) * variance / (variance - least).clamp(min=1e-12)).clamp(max=1.0)
+    return torch.cat([variance, keep * lags], dim=1)
+
+
+def _together(made: Gaussian, features: Tensor, seen: Tensor) -> Tensor:
+    """The joint covariance of the leading coordinates of both modalities, (2 J, N, 2 J, N).
+
+    On its diagonal are the coordinates' own covariances; beside it, half believed, those by lag between any two.
+    """
+    config, length, joint = made.config, features.shape[1], made.config.joint
+    basis = made.basis[:, :, :joint].double()
+    product = torch.zeros(2 * joint, length, 2 * joint, length, dtype=torch.double)
+    count = torch.zeros(2 * joint, length, 2 * joint, length, dtype=torch.double)
+    for x, s in zip(features.split(ROWS), seen.split(ROWS), strict=True):
+        y = torch.einsum("bnmd,mdj->bmjn", x.double(), basis).flatten(1, 2)  # (b, 2 J, N)
+        known = s.double().transpose(1, 2).repeat_interleave(joint, dim=1)
+        product += torch.einsum("bin,bjk->injk", y, y)
+        count += torch.einsum("bin,bjk->injk", known, known)
+    covariance = torch.zeros_like(product)
+    position = torch.arange(length)
+    for lag in range(1 - length, length):
+        a, b = (position[:, None] - position == lag).nonzero(as_tuple=True)
+        mean = product[:, a, :, b].sum(dim=0) / count[:, a, :, b].sum(dim=0).clamp(min=1)  # (2 J, 2 J)
+        covariance[:, a, :, b] = CROSS * mean * len(features) / (len(features) + PRIOR)
+    group = [next(g for g, (a, b) in enumerate(config.slices) if a <= c < b) for c in range(joint)]
+    own = toeplitz(made.curves[:, group], length).flatten(0, 1)  # (2 J, N, N)
+    for i in range(2 * joint):
+        covariance[i, :, i, :] = own[i]
+    size = 2 * joint * length
+    matrix = covariance.reshape(size, size)
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    least = FLOOR * float(values.mean())
+    return ((vectors * values.clamp(min=least)) @ vectors.T).view_as(covariance)
