@@ -16,7 +16,7 @@ from imputation.study.cases import open_case
 from imputation.study.recipes import ARMS, FILLS, HEADS, PAPER, RULES, Budget, arms_of
 from imputation.study.run import Plan, cells, estimate, run
 from imputation.study.streaming import Streaming
-from imputation.study.workshop import Workshop, raw_zero, steps_of
+from imputation.study.workshop import Remembering, Workshop, raw_zero, steps_of
 from runtime import cli
 
 SPEAKERS = ("ann", "bob", "cat", "dan")
@@ -181,6 +181,23 @@ def test_what_a_stream_observed_stays_as_it_is():
         Streaming(Lerp(), -1)
 
 
+def test_what_is_asked_again_is_filled_once():
+    class Counting(Lerp):
+        calls = 0
+
+        def forward(self, *given):
+            Counting.calls += 1
+            return super().forward(*given)
+
+    fill, features, presence = Remembering(Counting()), torch.randn(2, 4, 2, 3), torch.rand(2, 4, 2) > 0.5
+    first = fill(features, presence)
+    assert torch.equal(fill(features.clone(), presence.clone()).features, first.features)
+    assert Counting.calls == 1
+    fill(features, ~presence)
+    fill(features + 1, presence)
+    assert Counting.calls == 3
+
+
 # --- runs
 
 
@@ -192,7 +209,7 @@ def test_a_study_finds_every_arm_in_every_condition_and_nothing_is_made_twice(tm
     file = tmp_path / "runs" / "toy-words" / "own-0" / "found-gru.json"
     found = json.loads(file.read_text())["arms"]
     assert set(found) == {"Pristine", "curri-MAE", "Regular"}
-    assert set(found["curri-MAE"]) == {"0/4", "1/4", "2/4", "3/4", "no video", "no audio"}
+    assert set(found["curri-MAE"]) == {"0/4", "1/4", "2/4", "3/4", "no video", "no audio", "validation"}
     assert set(found["Pristine"]) == {"0/4"}
     assert found["curri-MAE"]["0/4"]["accuracy"] == found["Pristine"]["0/4"]["accuracy"]  # nothing to fill
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.safetensors")}

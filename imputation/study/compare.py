@@ -107,9 +107,8 @@ def gather(cases: Sequence[Case], plan: Plan, out: Path) -> list[Answers]:
         for arm, conditions in json.loads(file.read_text())["arms"].items():
             for condition, score in conditions.items():
                 units = whole.setdefault(arm, {}).setdefault(condition, {})
-                units |= _by_speaker(score, cell.seed) if single and len(score["speakers"]) > 1 else {
-                    (cell.fold.name, cell.seed): score
-                }  # fmt: skip
+                several = single and len(score["speakers"]) > 1
+                units |= _by_speaker(score, cell.seed) if several else {(cell.fold.name, cell.seed): score}
     return [
         Answers(name, kind, of_case[name].length, of_case[name].chance, units) for (name, kind), units in tables.items()
     ]

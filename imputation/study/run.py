@@ -30,6 +30,7 @@ from imputation.study.workshop import Workshop, steps_of
 __all__ = ["Cell", "Estimate", "Found", "Plan", "cells", "estimate", "run"]
 
 WHOLE = {"no video": 0, "no audio": 1}  # column of the M axis that is lost from beginning to end
+CHOOSING = 3  # draws on validation
 Found = dict[str, Any]  # arm -> condition -> accuracy, std, ece, speakers
 Say = Callable[[str], None]
 
@@ -140,7 +141,10 @@ def _same_budget(folder: Path, budget: Budget) -> None:
 
 
 def _asked(arm: Asked, recipe: Arm, fold: Fold, plan: Plan) -> dict[str, Any]:
-    """By condition: accuracy over draws, its deviation, calibration error, each speaker's accuracy; and fill errors."""
+    """By condition: accuracy over draws, its deviation, calibration error, each speaker's accuracy; and fill errors.
+
+    ``validation``: the accuracy by which arms may be chosen, averaged over rates, of windows that nobody is tested on.
+    """
     if plan.calibrated and not recipe.whole:
         arm = replace(arm, calibration=_calibration(arm, fold.validation))
     levels = [0] if recipe.whole else None
@@ -160,6 +164,10 @@ def _asked(arm: Asked, recipe: Arm, fold: Fold, plan: Plan) -> dict[str, Any]:
             score = evaluate([arm], lost, levels=[0], draws=1).scores[0]
             found[name] = {"rate": 0.5, "accuracy": score.accuracy, "std": 0.0, "ece": score.ece,
                            "speakers": score.speakers}  # fmt: skip
+    if not recipe.whole:
+        chosen = evaluate([replace(arm, calibration=None)], fold.validation, draws=CHOOSING).scores
+        lossy = [s.accuracy for s in chosen if s.rate > 0]
+        found["validation"] = {"rate": 0.5, "accuracy": sum(lossy) / len(lossy), "std": 0.0, "ece": 0.0, "speakers": {}}
     return found
 
 

@@ -1,17 +1,19 @@
 """Makes what the arms of one fold need: each imputer and head once, kept in a folder, gone on with where it stopped."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from encoders.settings import pick
 from imputation import evaluate
 from imputation.baselines import Mean
 from imputation.features import FeatureSet
+from imputation.imputer import Filled
 from imputation.run import Progress
 from imputation.stored import RULES, load_head, load_imputer, save_imputer
 from imputation.study.cases import Fold
@@ -37,15 +39,22 @@ class Workshop:
         self.folder = folder
         self._fills: dict[str, nn.Module] = {}
         self._heads: dict[str, nn.Module] = {}
+        self._asked: dict[str, nn.Module] = {}
 
     def arm(self, name: str, recipe: Arm) -> evaluate.Arm:
         """A way to answer, ready to be asked."""
         if not recipe.fill:
             return evaluate.Arm(name, self.head(recipe.head))
-        fill = self.fill(recipe.fill)
-        if "lookahead" in recipe.options:
-            fill = Streaming(fill, int(recipe.options["lookahead"]))
-        return evaluate.Arm(name, self.head(recipe.head), fill)
+        return evaluate.Arm(name, self.head(recipe.head), self._remembered(recipe))
+
+    def _remembered(self, recipe: Arm) -> nn.Module:
+        """Arms that fill alike are asked the same; they fill once."""
+        ahead = recipe.options.get("lookahead")
+        key = recipe.fill if ahead is None else f"{recipe.fill}, lookahead {ahead}"
+        if key not in self._asked:
+            fill = self.fill(recipe.fill)
+            self._asked[key] = Remembering(fill if ahead is None else Streaming(fill, int(ahead)))
+        return self._asked[key]
 
     def fill(self, name: str) -> nn.Module:
         """The imputer of that name."""
@@ -137,6 +146,24 @@ class Workshop:
                 part = f"k={min(length - 1, max(1, int(share * length + 0.5)))}"
             parts.append(part)
         return "+".join(parts)
+
+
+class Remembering(nn.Module):
+    """An imputer that gives the same again when it is asked the same again. It keeps all that it filled."""
+
+    def __init__(self, imputer: nn.Module) -> None:
+        super().__init__()
+        self.imputer, self.rung = imputer, str(imputer.rung)
+        self._known: dict[bytes, Filled] = {}
+
+    def forward(self, features: Tensor, presence: Tensor, exists: Tensor | None = None) -> Filled:
+        """features (B, N, M, D), presence (B, N, M), exists (B, N) -> Filled."""
+        key = hashlib.sha256()
+        for x in (features, presence, *(() if exists is None else (exists,))):
+            key.update(x.numpy(force=True).tobytes())
+        if key.digest() not in self._known:
+            self._known[key.digest()] = self.imputer(features, presence, exists)
+        return self._known[key.digest()]
 
 
 def raw_zero(train: FeatureSet) -> Mean:
