@@ -38,7 +38,7 @@ def page(answers: Sequence[Answers], plan: Plan) -> list[str]:
 def _what(answers: Sequence[Answers], plan: Plan) -> list[str]:
     b = plan.budget
     return [
-        f"Accuracy in per cent. {plan.draws} masks of each window and rate, the same for every arm; {plan.seeds} seeds.",
+        f"Accuracy in per cent. {plan.draws} masks of a window and rate, the same for every arm; {plan.seeds} seeds.",
         f"Every imputer has {b.fill_steps} steps, every head {b.head_steps} on whole windows and, where it learns from",
         f"damaged ones, {b.tune_steps} more, of {b.batch} windows each. Differences are paired by fold and seed",
         "(Java-SED) or by speaker and seed (GRID), ± one standard error over those; masks are no evidence.",
@@ -57,7 +57,7 @@ def _what(answers: Sequence[Answers], plan: Plan) -> list[str]:
 def _unmodified(answers: Sequence[Answers]) -> list[str]:
     """The head that was never touched: each imputer against the best naive fill of its case."""
     lines = ["## An unmodified head", "",
-             "Mean over rates; in brackets what it is above the case's best naive fill (chosen with hindsight).", ""]  # fmt: skip
+             "Mean over rates; in brackets points above the case's best naive fill (known by hindsight).", ""]  # fmt: skip
     shown = [n for n in (*NAIVE, *IMPUTED) if any(n in a.units for a in answers)]
     lines += _header(("case", "head", *shown))
     gains: dict[str, list[float]] = {}
@@ -82,7 +82,7 @@ def _tuned(answers: Sequence[Answers]) -> list[str]:
     """Heads that were trained on damage, against the one that was trained with drops as long."""
     shown = [n for n in TUNED if any(n in a.units for a in answers)]
     lines = ["## Heads trained on damage, against one trained with drops", "",
-             "Points above the head with drops, mean over rates, and from 60 % on. *Cells* are single rates that differ",
+             "Points above the head with drops, mean over rates, and from 60 % on. *Cells* are rates that differ",
              "after Holm's correction at 5 %: below and above.", ""]  # fmt: skip
     lines += _header(("case", "head", RIVAL, *shown))
     cells: dict[str, dict[tuple[str, str, str], Pair]] = {}
