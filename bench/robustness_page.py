@@ -57,7 +57,7 @@ def _what(answers: Sequence[Answers], plan: Plan) -> list[str]:
 def _unmodified(answers: Sequence[Answers]) -> list[str]:
     """The head that was never touched: each imputer against the best naive fill of its case."""
     lines = ["## An unmodified head", "",
-             "Mean over rates; in brackets points above the case's best naive fill (known by hindsight).", ""]  # fmt: skip
+             "Mean over rates; in brackets points above the case's best naive fill, by hindsight.", ""]  # fmt: skip
     shown = [n for n in (*NAIVE, *IMPUTED) if any(n in a.units for a in answers)]
     lines += _header(("case", "head", *shown))
     gains: dict[str, list[float]] = {}
