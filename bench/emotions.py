@@ -7,7 +7,7 @@ settings do not know the actors left out.
 
 144 recordings are too few to learn to see and to hear from. What hears learns from all seven takes that the corpus has
 of the sound (its other six have no pictures), of the same actors; what sees has first learned to tell the words that
-GRID's speakers say, who are nobody of these. MMT starts from both, in every row the same.
+GRID's speakers say, who are nobody of these. MMT starts from those two, in every row the same.
 
 Runs that are there are not made again, ``--only`` makes some of them so that several processes can share the work, and
 the page is written from what is there.
@@ -24,18 +24,14 @@ from typing import Any
 
 import torch
 
-from bench.missing import fold_folder, with_rows
+from bench.folds import FACE, FACE_NET, FOLDS, fold_folder, with_rows, words
 from bench.record import write_results
-from encoders.datasets.java_sed import FOLDS
-from encoders.datasets.sample import DATASETS, shipped
 from encoders.finetune import finetune
 from encoders.recipes import FinetuneConfig, recipe
 from encoders.training import write_json
-from runtime.bundle import SHIPPED
 
 CHANCE = 1 / 6
 ASKED = {"one": 2.0, "both": 3.0}  # times chance
-FACE_NET = str(SHIPPED / "talk" / "face.safetensors")
 
 
 def objective(between: str, within: str) -> dict[str, Any]:
@@ -43,7 +39,6 @@ def objective(between: str, within: str) -> dict[str, Any]:
     return {"model.objective.between": between, "model.objective.within": within}
 
 
-FACE = {"model.motion": True, "model.region": "face", "model.crop_share": 64 / 68}
 TAKES = {"model.frames": 200, "epochs": 16, "batch": 32, "repeats": 1}  # 31 steps an epoch instead of 9
 ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "picture": ("mvitv2_tiny", FACE),
@@ -66,7 +61,7 @@ MEETINGS: dict[str, dict[str, Any]] = {
     "all tokens with all": {"model.fusion": "concatenation", **objective("none", "none")},
     "bottleneck, nothing dropped": {"model.drop_modality": 0.0, **objective("none", "none")},
 }
-TOGETHER = {"epochs": 10, "lr": 5e-4}  # both sides know something already
+TOGETHER = {"epochs": 5, "lr": 2e-4, "warmup": 1.0}  # both sides know the task already
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     **ALONE,
     **{name: ("mmt_tiny", {**TOGETHER, **changes}) for name, changes in {**LOSSES, **MEETINGS}.items()},
@@ -91,17 +86,6 @@ def config_of(name: str, folder: Path, seed: int, changes: Mapping[str, str], pr
     return recipe(preset, data, name="mmt_emotions", **{**common, **own, **changes})
 
 
-def words(args: argparse.Namespace) -> Path:
-    """What sees starts from: a run that learned GRID's words from faces, made unless it is there."""
-    out: Path = args.runs / "words"
-    if not (out / "metrics.json").exists():
-        data = f"grid_words:{shipped('grid_words', DATASETS['grid_words'][1])}"
-        config = recipe("mvitv2_tiny", data, name="lips", face=FACE_NET, seed=0, epochs=10, validation_splits=(),
-                        **FACE)  # fmt: skip
-        finetune(config, out, resume=(out / "checkpoint.json").exists(), say=print, device="cpu")
-    return out
-
-
 def folder_of(name: str, fold: int, args: argparse.Namespace) -> Path:
     """The fold's recordings; for what hears, with all takes of the actors that are learned from."""
     folder = fold_folder(fold, args.runs, args.data)
@@ -114,10 +98,11 @@ def folder_of(name: str, fold: int, args: argparse.Namespace) -> Path:
 def starts_of(name: str, fold: int, seed: int, args: argparse.Namespace) -> list[Path]:
     """What a row's run starts from."""
     if name == "picture":
-        return [words(args)]
+        return [words(args.runs)]
     if name in ROWS and ROWS[name][0] == "mmt_tiny":
-        make("sound", fold, seed, args)
-        return [words(args), args.runs / f"sound-{fold}-{seed}"]
+        for one in ALONE:
+            make(one, fold, seed, args)
+        return [args.runs / f"{one}-{fold}-{seed}" for one in ALONE]
     return []
 
 

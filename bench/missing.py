@@ -15,7 +15,6 @@ is there.
 """
 
 import argparse
-import csv
 import json
 import shutil
 import time
@@ -31,14 +30,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench.folds import FACE_NET, FOLDS, fold_folder, words
 from bench.record import write_results
 from encoders.audio.log_mel import FRONTS
 from encoders.checkpoint import load_weights, write_json
 from encoders.classifier import build_classifier
 from encoders.datasets.augment import crop_at
-from encoders.datasets.java_sed import FOLDS
 from encoders.datasets.labelled_pairs import LabelledPairs
-from encoders.datasets.sample import DATASETS, shipped
 from encoders.finetune import finetune, weights_of
 from encoders.labelled_data import open_splits
 from encoders.recipes import FinetuneConfig, recipe
@@ -48,11 +46,15 @@ from imputation.features import FeatureSet
 from imputation.masks import paired_seed, uniform_k
 from imputation.train import MAETraining, train_mae
 from imputation.train_head import HeadTraining, train_head
-from runtime.bundle import SHIPPED, Bundle
+from runtime.bundle import Bundle
 
-MODELS = ("mbt_tiny", "talk")
+MODELS = ("mbt_tiny", "mmt_tiny", "talk")
 WINDOW = 10  # clips
 SECONDS = Fraction(2, 5)
+SHORT: dict[str, dict[str, Any]] = {  # whose recipes show them longer clips
+    "mbt_tiny": {"model.video.clip_seconds": SECONDS, "model.audio.clip_seconds": SECONDS, "model.audio.frames": 40},
+    "mmt_tiny": {"model.clip_seconds": SECONDS, "model.audio.frames": 40},
+}
 PHASES = 2  # grids of clips that training recordings are cut by
 RATES = tuple(round(0.1 * i, 1) for i in range(10))
 WHOLE = {"no sound": 1, "no picture": 0}  # column of the M axis that is lost
@@ -92,42 +94,10 @@ class Shipped:
 # --- the data ---------------------------------------------------------------------------------------------------
 
 
-def fold_folder(fold: int, runs: Path, data: str, name: str = "java_sed") -> Path:
-    """A folder whose table holds out the fold's actors, with the recordings of a dataset where they are."""
-    source = Path(data).expanduser() if data else shipped(name, DATASETS[name][1])
-    folder = runs / f"{name}_fold{fold}"
-    with (source / "labels.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        row["file"] = str((source / row["file"]).resolve())
-        row["split"] = "test" if row["speaker"] in FOLDS[fold] else "train"
-    return _table(folder, rows)
-
-
-def with_rows(folder: Path, *parts: tuple[Path, str]) -> Path:
-    """A folder whose table has of each folder's the rows of one split."""
-    rows = []
-    for source, split in parts:
-        with (source / "labels.csv").open(newline="", encoding="utf-8") as file:
-            rows += [row for row in csv.DictReader(file) if row["split"] == split]
-    return _table(folder, [{name: row[name] for name in ("file", "speaker", "label", "split")} for row in rows])
-
-
-def _table(folder: Path, rows: list[dict[str, str]]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
-    return folder
-
-
 def run_config(model: str, folder: Path, seed: int, changes: Mapping[str, str]) -> FinetuneConfig:
     """As ``legato train MODEL --data java_sed`` makes it, on clips as short as those that a stream is cut into."""
-    face = str(SHIPPED / "talk" / "face.safetensors")
-    given: dict[str, Any] = {"face": face, "seed": seed, "stride": 1, "validation_splits": (), "log_every": 50}
-    if model == "mbt_tiny":  # whose recipe shows it longer clips
-        given |= {"model.video.clip_seconds": SECONDS, "model.audio.clip_seconds": SECONDS, "model.audio.frames": 40}
+    given: dict[str, Any] = {"face": FACE_NET, "seed": seed, "stride": 1, "validation_splits": (), "log_every": 50}
+    given |= SHORT.get(model, {})
     return recipe(model, f"java_sed:{folder}", **{**given, **changes})
 
 
@@ -280,10 +250,11 @@ def judged(data: FeatureSet, said: Mapping[str, Tensor], arms: Mapping[str, Arm]
     return {name: {condition: mean(x) for condition, x in by.items()} for name, by in found.items()}
 
 
-def tuned(config: FinetuneConfig, out: Path) -> Any:
-    """The model, fine-tuned unless that is done."""
+def tuned(config: FinetuneConfig, out: Path, runs: Path) -> Any:
+    """The model, fine-tuned unless that is done; MMT sees as one that learned GRID's words."""
     if not (out / "model.safetensors").exists():
-        finetune(config, out, resume=(out / "checkpoint.json").exists(), say=print, device="cpu")
+        starts = [words(runs)] if config.preset == "mmt_tiny" else []
+        finetune(config, out, resume=(out / "checkpoint.json").exists(), init=starts, say=print, device="cpu")
     model = build_classifier(config.preset, len(open_splits(config)[0].classes), config.encoder)
     load_weights(model, weights_of(out), what=f"the model in {out}")
     return model.eval()
@@ -299,7 +270,7 @@ def make(model: str, fold: int, seed: int, args: argparse.Namespace) -> dict[str
         folder = fold_folder(fold, args.runs, args.data)
         preset = MODELS[0] if model == "talk" else model
         config = run_config(preset, folder, seed, dict(pair.split("=", 1) for pair in args.set))
-        data, said = read(Shipped() if model == "talk" else tuned(config, out / "encoder"), config)
+        data, said = read(Shipped() if model == "talk" else tuned(config, out / "encoder", args.runs), config)
         shutil.rmtree(out / "heads", ignore_errors=True)  # of a run that was stopped: they take a moment
         arms = heads(data, out / "heads", seed, args)
         found = {"arms": judged(data, said, arms, args.draws), "cpu_seconds": time.process_time() - began}
