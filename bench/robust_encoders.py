@@ -109,12 +109,16 @@ def faces_of(made: Made, args: argparse.Namespace) -> np.ndarray:
 
 
 def avid(args: argparse.Namespace) -> Made:
-    """AVID, then CMA from its result."""
-    common = ["--preset", "avid_cma_talk", "--batch", "64", "--set", "clips_per_video=1", "--set", "workers=0",
-              "--set", "offset_seconds=0", "--set", "augment.area=0.4,1", "--set", "save_every=1",
-              "--set", "precision=bf16"]  # fmt: skip
-    first = trained("avid", ["avid-cma", "--stage", "avid", *common], 16, args)
-    second = trained("cma", ["avid-cma", "--stage", "cma", "--init", str(first), *common], 6, args)
+    """AVID, then CMA from its result.
+
+    Instances are read several times an epoch, in one random order, at a low learning rate. Read once, all positives are
+    an epoch old and most negatives are not, and the network learns to tell the age of a memory from what it shows.
+    """
+    settings = ["clips_per_video=4", "offset_seconds=0", "augment.area=0.4,1", "workers=0", "precision=bf16"]
+    common = ["--preset", "avid_cma_talk", "--batch", "64", "--lr", "5e-4",
+              *(part for setting in settings for part in ("--set", setting))]  # fmt: skip
+    first = trained("avid", ["avid-cma", "--stage", "avid", *common], 5, args)
+    second = trained("cma", ["avid-cma", "--stage", "cma", "--init", str(first), *common], 2, args)
     options = ["--video", "r2plus1d_talk", "--audio", "conv2d_talk"]
     return drafted("avid", [*options, *weights_of(second)], args, SUBSET)
 
@@ -129,14 +133,14 @@ CRISSCROSS = {
     "model.audio.stem_kernel": "5", "model.audio.widths": "32,64,128", "model.audio.blocks": "1,1,1",
     "model.audio.strides": "1,2,2",
     "model.width": "256", "model.bottleneck": "64", "augment.area": "0.4,1", "augment.cutout_side": "10",
-    "augment.time_width": "6", "augment.frequency_width": "6", "batch": "64", "clips_per_video": "1", "warmup": "1",
+    "augment.time_width": "6", "augment.frequency_width": "6", "batch": "64", "clips_per_video": "4", "warmup": "0.5",
 }  # fmt: skip
 
 
 def crisscross(args: argparse.Namespace) -> Made:
     settings = [part for key, value in CRISSCROSS.items() for part in ("--set", f"{key}={value}")]
     run = trained("crisscross", ["crisscross", "--preset", "crisscross_tiny", *settings, "--set", "precision=bf16"],
-                  20, args)  # fmt: skip
+                  4, args)  # fmt: skip
     presets = [part for m in ("video", "audio") for part in (f"--{m}", _header(run / f"{m}.safetensors")["preset"])]
     return drafted("crisscross", [*presets, *weights_of(run)], args, SUBSET)
 

@@ -109,8 +109,10 @@ def others(more: FeatureSet, data: FeatureSet, number: int) -> FeatureSet:
 def joined(parts: Sequence[FeatureSet]) -> FeatureSet:
     """Windows one after the other, the shorter ones ending in places that do not exist."""
     length = max(p.length for p in parts)
-    tensors = {n: torch.cat([longer(getattr(p, n), length) for p in parts]) for n in ("features", "presence", "exists")}
-    lists = {n: tuple(x for p in parts for x in getattr(p, n)) for n in ("names", "speaker", "split")}
+    tensors: dict[str, Any] = {
+        n: torch.cat([longer(getattr(p, n), length) for p in parts]) for n in ("features", "presence", "exists")
+    }
+    lists: dict[str, Any] = {n: tuple(x for p in parts for x in getattr(p, n)) for n in ("names", "speaker", "split")}
     return replace(parts[0], **tensors, **lists, label=torch.cat([p.label for p in parts]))
 
 
