@@ -125,6 +125,11 @@ def fit(
         raise DataError(
             f"calibration was given {len(logits)} logits, {len(share)} shares and {len(label)} labels; one each"
         )
+    if int(label.min()) < 0 or int(label.max()) >= logits.shape[1]:
+        wrong = int(label.min()) if int(label.min()) < 0 else int(label.max())
+        raise DataError(
+            f"calibration was given the label {wrong} for {logits.shape[1]} classes; leave out what is unlabelled"
+        )
     logits, share = logits.detach().float(), share.float()
     log_temperature = torch.zeros(len(knots), requires_grad=True)
     shift = torch.zeros(logits.shape[1], requires_grad=offsets)

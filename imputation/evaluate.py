@@ -199,7 +199,7 @@ class _Tally:
         return {
             "accuracy": right.mean().item(),
             "recall": mean_recall(right, label),
-            "nll": F.nll_loss(probabilities.clamp_min(1e-12).log(), label).item(),
+            "nll": F.nll_loss(probabilities.clamp_min(1e-12).log(), label, ignore_index=-1).item(),
             "confidence": probabilities.amax(dim=-1).numpy(force=True),
             "right": right.bool().numpy(force=True),
             "abstained": abstained.double().mean().item(),

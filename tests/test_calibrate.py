@@ -123,6 +123,12 @@ def test_nothing_to_fit_on_is_refused():
         fit(torch.zeros(0, 3), torch.zeros(0), torch.zeros(0, dtype=torch.long))
 
 
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_window_without_a_label_is_refused(label):
+    with pytest.raises(DataError, match=f"the label {label} for 3 classes"):
+        fit(torch.zeros(2, 3), torch.ones(2), torch.tensor([0, label]))
+
+
 def test_shares_count_existing_places_only():
     presence = torch.tensor([[[True, False], [True, True], [True, True]]])
     assert observed_share(presence).tolist() == pytest.approx([5 / 6])

@@ -122,6 +122,9 @@ def test_a_mistake_is_one_sentence(features, capsys, arguments, code, sentence):
     ("arguments", "sentence"),
     [
         (["--arm", "nonsense"], "is not NAME=HEAD or NAME=HEAD+FILL"),
+        (["--arm", "a=nowhere", "--risk", "0.1"], "--risk 0.1 needs a threshold"),
+        (["--arm", "a=nowhere", "--calibrate", "validation", "--risk", "1.5"], "--risk 1.5 is no share"),
+        (["--arm", "a=nowhere", "--delta", "0"], "--delta 0 is no share"),
         (["--arm", "a=nowhere"], "nowhere holds no head"),
         (["--arm", "a=x", "--metric", "beauty"], "metric 'beauty' is unknown"),
         (["--arm", "a=x", "--split", "dev"], "split 'dev' has no windows"),

@@ -110,6 +110,7 @@ def evaluate(
 
     if metric not in ("accuracy", "recall"):
         raise UsageError(f"metric {metric!r} is unknown; use accuracy or recall")
+    _check_risk(risk, delta, calibrate)
     windows = FeatureSet.load(features)
     if windows.standardiser is None:
         windows = windows.fitted()
@@ -120,11 +121,6 @@ def evaluate(
         raise UsageError(f"{given} does not fit windows of {windows.length} clips; use {way_out}")
     for name in profile or ():
         open_profile(name)  # a wrong name is found before anything is measured
-    if risk is not None and not calibrate:
-        raise UsageError(f"--risk {risk:g} needs a threshold, which is fitted; add --calibrate, e.g. validation")
-    for option, value in (("--risk", risk), ("--delta", delta)):
-        if value is not None and not 0 < value < 1:
-            raise UsageError(f"{option} {value:g} is no share; use e.g. 0.1")
     arms = [_arm(text) for text in arm]
     fits: dict[str, Any] = {}
     if calibrate:
@@ -146,6 +142,14 @@ def evaluate(
         print(_about(name, about))
     for path in written:
         print(f"wrote {path}")
+
+
+def _check_risk(risk: float | None, delta: float, calibrate: str) -> None:
+    if risk is not None and not calibrate:
+        raise UsageError(f"--risk {risk:g} needs a threshold, which is fitted; add --calibrate, e.g. validation")
+    for option, value in (("--risk", risk), ("--delta", delta)):
+        if value is not None and not 0 < value < 1:
+            raise UsageError(f"{option} {value:g} is no share; use e.g. 0.1")
 
 
 def _arm(text: str) -> "Arm":
