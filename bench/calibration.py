@@ -32,6 +32,7 @@ from imputation.train_head import HeadTraining, train_head
 RESULTS = Path(__file__).parent / "results"
 STEPS = 400
 DRAWS = 3
+LEAST = 20  # answers that a calibration error is told of
 FEW = 4  # speakers that calibration is fitted on
 RATES = (0.0, 0.2, 0.4, 0.6, 0.8)
 ONLY = ("one temperature", "by share", "one temperature and offsets", "by share and offsets")
@@ -191,8 +192,8 @@ def judged(mapped: Mapped, said: Said) -> dict[str, Any]:
     nll = F.nll_loss(p.clamp_min(1e-6).log(), said.label, reduction="none").numpy()
     by_rate = {}
     for rate in RATES:
-        here = np.abs(said.share.numpy() - (1 - rate)) < 0.05
-        if here.sum() >= 40:
+        here = np.abs(said.share.numpy() - (1 - rate)) < 0.0999  # seven clips have no fifths
+        if here.sum() >= LEAST:
             by_rate[f"{rate:g}"] = calibration_error(
                 np.minimum(confidence.numpy()[here], 1.0), right[here], groups=said.window[here]
             )

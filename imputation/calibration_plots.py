@@ -49,8 +49,9 @@ def plot_reliability(axes: "Axes", bins: Sequence[Reliability], *, colour: str =
     """One line of a reliability diagram: accuracy by confidence, with 1.96 standard errors, over the diagonal."""
     confidence, accuracy = [b.confidence for b in bins], [b.accuracy for b in bins]
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, linestyle="--", zorder=0)
-    style: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1.2, "elinewidth": 0.6, "color": colour}
-    axes.errorbar(confidence, accuracy, yerr=[1.96 * b.error for b in bins], label=label or None, **style)
+    axes.plot(confidence, accuracy, marker="o", markersize=3, linewidth=1.2, color=colour, label=label or None)
+    low, high = ([a + sign * 1.96 * b.error for a, b in zip(accuracy, bins, strict=True)] for sign in (-1, 1))
+    axes.vlines(confidence, low, high, linewidth=0.6, color=colour)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", ylabel="share right")
     axes.set_aspect("equal")
     axes.grid(alpha=0.25)

@@ -45,14 +45,11 @@ class Form:
 
 CONFIRMED = 0.95  # that a gain is more than chance
 ONE = Form(name="one temperature")
-FORMS = (  # from stiff to supple; the first is what the others must beat
+FORMS = (  # the first is what the others must beat
     ONE,
-    Form(name="by share, stiff", knots=KNOTS, pull=0.1),
-    Form(name="by share", knots=KNOTS, pull=0.004),
-    Form(name="one temperature and offsets, stiff", offsets=True, offset_pull=0.02),
-    Form(name="one temperature and offsets", offsets=True, offset_pull=0.002),
-    Form(name="by share and offsets, stiff", knots=KNOTS, pull=0.1, offsets=True, offset_pull=0.02),
-    Form(name="by share and offsets", knots=KNOTS, pull=0.004, offsets=True, offset_pull=0.002),
+    Form(name="by share", knots=KNOTS, pull=0.02),
+    Form(name="one temperature and offsets", offsets=True, offset_pull=0.01),
+    Form(name="by share and offsets", knots=KNOTS, pull=0.02, offsets=True, offset_pull=0.01),
 )
 
 

@@ -7,7 +7,7 @@ from encoders.errors import DataError
 from imputation.abstention import NEVER
 from imputation.cross_fit import FORMS, ONE, Form, cross_fitted, fit_crossed, promising
 
-FEW = (ONE, FORMS[2], Form(name="offsets", offsets=True, offset_pull=0.002))
+FEW = (ONE, FORMS[1], Form(name="offsets", offsets=True, offset_pull=0.002))
 
 
 def said(heat, each: int = 300, speakers: int = 5, shift: float = 0.0, own: float = 0.0, seed: int = 0):
