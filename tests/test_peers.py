@@ -317,7 +317,7 @@ def test_from_features_to_a_table_of_errors(constant, tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(made)
     assert fill.main(common) == 0  # what is there is asked, not made again
     assert fill.main([*common[:3], "9", *common[4:]]) == 2
-    assert "was trained with steps 2, not 9; choose another --out" in capsys.readouterr().err
+    assert "was trained with steps 2, not 9; give the same, or another folder" in capsys.readouterr().err
 
     asked = ["--features", str(tmp_path / "f.safetensors"), "--results", str(tmp_path), "--name", "r", "--filled"]
     assert errors.main([*asked, f"constant={made}", "--draws", "1"]) == 0

@@ -16,29 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.prefilled import write_prefilled
-from bench.peers.pypots.fills import PEERS, PeerImputer, PeerTraining, load, train
-from encoders.errors import ConfigError, LegatoError, UsageError
-from encoders.settings import assignments, pick, to_dict
+from bench.peers.pypots.fills import PEERS, trained
+from encoders.errors import LegatoError, UsageError
+from encoders.settings import assignments, pick
 from imputation.features import FeatureSet
-
-
-def made(peer: str, args: argparse.Namespace, data: FeatureSet) -> PeerImputer:
-    """The trained peer: as it lies in its folder, or trained now."""
-    out: Path = args.out / peer
-    sizes = assignments(args.set)
-    asked = {"steps": args.steps, "batch": args.batch, "seed": args.seed, "components": args.components}
-    if (out / "peer.json").exists():
-        there = json.loads((out / "peer.json").read_text())["training"]
-        wanted = to_dict(PeerTraining(peer=peer, **asked, sizes=sizes))
-        for name in (*asked, "sizes"):
-            if there[name] != wanted[name]:
-                raise ConfigError(
-                    f"{out} was trained with {name} {there[name]}, not {wanted[name]}; choose another --out"
-                )
-        return load(out)
-    validation = data.of_split(args.validation_split) if args.validation_split in data.split else None
-    return train(peer, data.of_split(args.train_split), out=out, validation=validation, sizes=sizes,
-                 resume=(out / "checkpoint.json").exists(), progress=_progress(peer), **asked)  # fmt: skip
 
 
 def opened(path: Path, train_split: str) -> FeatureSet:
@@ -47,7 +28,8 @@ def opened(path: Path, train_split: str) -> FeatureSet:
     return data if data.standardiser is not None else data.fitted(train_split)
 
 
-def _progress(peer: str) -> Callable[[int, int, float], None]:
+def told(peer: str) -> Callable[[int, int, float], None]:
+    """Says how far the training is, and how long it will take."""
     began, first = time.monotonic(), list[int]()
 
     def say(done: int, of: int, loss: float) -> None:
@@ -78,7 +60,9 @@ def run(args: argparse.Namespace) -> None:
     data = opened(args.features, args.train_split)
     test = data.of_split(args.split)
     for peer in args.peers:
-        imputer = made(peer, args, data)
+        imputer = trained(peer, data, args.out / peer, splits=(args.train_split, args.validation_split),
+                          sizes=assignments(args.set), progress=told(peer), steps=args.steps, batch=args.batch,
+                          seed=args.seed, components=args.components)  # fmt: skip
         path: Path = args.out / f"{peer}.filled.safetensors"
         about: dict[str, Any] = json.loads((args.out / peer / "peer.json").read_text())
         write_prefilled(path, imputer, test, draws=args.draws, seed=args.draw_seed, profiles=args.profile,

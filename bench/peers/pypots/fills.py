@@ -33,7 +33,7 @@ from imputation.sampling import Sampling
 from imputation.train import fit_variance
 from imputation.variance import VarianceTable
 
-__all__ = ["PEERS", "PeerImputer", "PeerTraining", "load", "train"]
+__all__ = ["PEERS", "PeerImputer", "PeerTraining", "load", "train", "trained"]
 
 PEERS = tuple(NETWORKS)
 MOST_COLUMNS = {"csdi": 128}  # it looks at every pair of columns: a step takes half a minute and more beyond
@@ -176,6 +176,36 @@ def _step(
     return value
 
 
+def trained(
+    peer: str,
+    data: FeatureSet,
+    out: Path,
+    *,
+    splits: tuple[str, str] = ("train", "validation"),
+    sizes: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    **asked: Any,
+) -> PeerImputer:
+    """The peer as it lies in ``out``, or trained now on the first of ``splits``, from where it was stopped.
+
+    Its variance is fitted on the second, if the data have it. ``asked``: steps, batch, seed, components. Raises
+    ConfigError where the one that is there was trained otherwise.
+    """
+    wanted = PeerTraining(peer=peer, **asked, sizes=sizes or {})
+    if (out / "peer.json").exists():
+        there = from_dict(PeerTraining, _about(out)["training"])
+        for name in ("peer", *asked, "sizes"):
+            if getattr(there, name) != getattr(wanted, name):
+                raise ConfigError(
+                    f"{out} was trained with {name} {getattr(there, name)}, not {getattr(wanted, name)}; "
+                    "give the same, or another folder"
+                )
+        return load(out)
+    validation = data.of_split(splits[1]) if splits[1] in data.split else None
+    return train(peer, data.of_split(splits[0]), out=out, validation=validation, sizes=wanted.sizes,
+                 resume=(out / "checkpoint.json").exists(), progress=progress, **asked)  # fmt: skip
+
+
 def save(out: Path, imputer: PeerImputer, config: PeerTraining) -> None:
     """``peer.json`` and ``peer.safetensors``."""
     save_weights(out / "peer.safetensors", imputer.state_dict())
@@ -189,13 +219,21 @@ def load(out: Path) -> PeerImputer:
     """The imputer that ``train`` left in ``out``, in eval mode. Raises DataError, MissingExtraError."""
     from safetensors.torch import load_file
 
+    about = _about(out)
     try:
-        about = json.loads((out / "peer.json").read_text())
         weights = load_file(out / "peer.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"{out} holds no trained peer ({why}); make one with bench.peers.pypots.fill") from None
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"peer.safetensors of {out} cannot be read ({error}); train it again") from None
     config: PeerTraining = from_dict(PeerTraining, about["training"])
     imputer = new(config, Columns(about["width"], config.components), about["length"])
     load_weights(imputer, weights, what=f"the peer in {out}")
     return imputer.eval()
+
+
+def _about(out: Path) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads((out / "peer.json").read_text())
+        return about
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "peer.json is damaged"
+        raise DataError(f"{out} holds no trained peer ({why}); make one with bench.peers.pypots.fill") from None
