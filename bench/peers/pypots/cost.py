@@ -1,7 +1,8 @@
 """What a step of training and a pass of filling cost: ``python -m bench.peers.pypots.cost``, in PyPOTS's environment.
 
 Every peer and curri-MAE on random windows of the size of a small corpus, on one thread. Processor time, not the
-clock's, so that a busy machine changes little; the least of a few steps. Filling is one pass over all windows, of CSDI reckoned from a few.
+clock's, so that a busy machine changes little; the least of a few steps. Filling is one pass over all windows, of CSDI
+reckoned from a few.
 """
 
 import argparse
