@@ -44,7 +44,7 @@ def test_offsets_are_fitted_where_a_class_is_preferred_everywhere():
 def test_few_answers_of_few_speakers_do_not_end_worse_than_one_temperature():
     worse = []
     for seed in range(4):
-        crossed = fit_crossed(*said(lambda _: 2.0, each=12, speakers=4, own=0.3, seed=seed), forms=FEW)
+        crossed = fit_crossed(*said(lambda _: 2.0, each=12, speakers=4, own=0.3, seed=seed))
         logits, share, label, _ = said(lambda _: 2.0, each=400, speakers=4, own=0.3, seed=100 + seed)
         simple = ONE.fitted(*said(lambda _: 2.0, each=12, speakers=4, own=0.3, seed=seed)[:3])
         nll = [-c(logits, share)[0].log().gather(1, label[:, None]).mean() for c in (crossed.calibration, simple)]
