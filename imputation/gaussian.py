@@ -161,7 +161,9 @@ def conditional(covariance: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
 def _refuse_nan(module: nn.Module, _: Any) -> None:
     for name, tensor in module.named_buffers():
         if not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"{name} of the Gaussian fill is not finite; fit it again with `legato train fill`")
+            raise DataError(
+                f"{name} of the Gaussian fill holds what is not finite; fit it again with `legato train fill`"
+            )
 
 
 def gaussian(**overrides: Any) -> Gaussian:

@@ -20,6 +20,7 @@ from encoders.errors import DataError
 from encoders.settings import override
 from imputation.features import FeatureSet
 from imputation.gaussian import Gaussian, GaussianConfig, toeplitz
+from imputation.windows import sizes, standardised_windows
 
 FOLDS = 5
 FLOOR = 1e-3  # least eigenvalue of a covariance, as a share of its variance
@@ -36,14 +37,10 @@ def fit_gaussian(data: FeatureSet, **options: Any) -> Gaussian:
     Its variance is not calibrated yet: see ``imputation.train.fit_variance``. Raises DataError where there are fewer
     than two windows or a number is not finite.
     """
-    made = Gaussian(override(GaussianConfig, {"dim": data.width, "length": data.length, **options}))
+    made = Gaussian(override(GaussianConfig, sizes(data, options)))
     if len(data) < 2:
         raise DataError(f"{len(data)} training window tells nothing of how features change; give at least 2")
-    features, seen = data.standardised(), data.presence & data.exists.unsqueeze(-1)
-    bad = (~torch.isfinite(features).flatten(1).all(dim=1)).nonzero()
-    if len(bad):
-        row = int(bad[0])
-        raise DataError(f"row {row} ({data.names[row]}) of the training windows is not finite; extract it again")
+    features, seen = standardised_windows(data)
     folds = _folds(data.speaker)
     curves = []
     for m in range(2):
@@ -68,7 +65,7 @@ def _folds(speakers: tuple[str, ...]) -> Tensor:
 def _modality(features: Tensor, seen: Tensor, folds: Tensor) -> tuple[Tensor, Tensor]:
     """Basis (D, C) of all windows (n, N, D), seen (n, N); and the covariance by lag (N, C) that it has elsewhere."""
     parts = [(features[folds == f], seen[folds == f]) for f in folds.unique().tolist()]
-    between = torch.stack([_between(x, s) for x, s in parts])  # (folds, D, D)
+    between = torch.stack([_between(x) for x, _ in parts])  # (folds, D, D)
     total, length = between.sum(dim=0), features.shape[1]
     product = torch.zeros(length, features.shape[2], dtype=torch.double)
     count = torch.zeros(length, dtype=torch.double)
@@ -82,11 +79,10 @@ def _modality(features: Tensor, seen: Tensor, folds: Tensor) -> tuple[Tensor, Te
     return _persistent(total), product / count.clamp(min=1).unsqueeze(1)
 
 
-def _between(features: Tensor, seen: Tensor) -> Tensor:
-    """Sum over windows and over pairs of different observed places of their outer product, (D, D) float64."""
+def _between(features: Tensor) -> Tensor:
+    """Sum over windows (n, N, D) and over pairs of different places of their outer product, (D, D) float64."""
     total = torch.zeros(features.shape[2], features.shape[2], dtype=torch.double)
-    for x, s in zip(features.split(ROWS), seen.split(ROWS), strict=True):
-        values = torch.where(s.unsqueeze(-1), x, 0).double()
+    for values in (x.double() for x in features.split(ROWS)):
         whole, places = values.sum(dim=1), values.flatten(0, 1)
         total += whole.T @ whole - places.T @ places
     return total

@@ -20,6 +20,7 @@ from imputation.baselines import Baseline
 from imputation.evaluate import fill_error
 from imputation.features import FeatureSet
 from imputation.sampling import paired_hidden
+from imputation.windows import sizes, standardised_windows
 
 NEIGHBOURS = (1, 2, 5, 10, 20, 50, 100)  # what validation chooses from
 
@@ -116,21 +117,17 @@ def fit_nearest(
     calibrated yet: see ``imputation.train.fit_variance``. Raises DataError where there are no
     windows with anything observed, or a number is not finite.
     """
-    asked = override(NearestConfig, {"dim": data.width, "length": data.length, **options})
-    features, there = data.standardised(), data.presence & data.exists.unsqueeze(-1)
+    asked = override(NearestConfig, sizes(data, {"k": 1, **options}))
+    features, there = standardised_windows(data)
     usable = there.flatten(1).any(dim=1).nonzero().flatten().tolist()
     if not usable:
         raise DataError("no training window has anything observed, so the bank would be empty; add recordings")
-    bad = (~torch.isfinite(features).flatten(1).all(dim=1)).nonzero()
-    if len(bad):
-        row = int(bad[0])
-        raise DataError(f"row {row} ({data.names[row]}) of the training windows is not finite; extract it again")
     rows = torch.tensor(usable)[_spread([data.speaker[i] for i in usable], asked.bank)]
     counts = [asked.k] if "k" in options else sorted({min(c, len(rows)) for c in choose})
     fills = []
     for count in counts:
         fill = Nearest(replace(asked, bank=len(rows), k=count))
-        fill.windows.copy_(torch.where(there[rows].unsqueeze(-1), features[rows], 0))
+        fill.windows.copy_(features[rows])
         fill.there.copy_(there[rows])
         fills.append(fill)
     return fills[0] if len(fills) == 1 else min(fills, key=lambda fill: _error(fill, validation))

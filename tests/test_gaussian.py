@@ -52,7 +52,7 @@ def dense(fill: Gaussian, features: Tensor, present: Tensor) -> tuple[Tensor, Te
 
 
 @pytest.mark.parametrize("fill", [FITTED, JOINT], ids=["apart", "joint"])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**20), share=st.sampled_from([0.0, 0.2, 0.6, 0.9]), length=st.sampled_from([2, 4, LENGTH]))
 def test_the_fill_is_the_dense_conditional(fill, seed, share, length):
     features, present = masked(seed, share, length=length)
@@ -187,6 +187,7 @@ def test_gradients_reach_the_features_that_were_observed():
         (lambda: gaussian(length=1), ConfigError, "length 1 leaves nothing to predict from"),
         (lambda: gaussian(dim=4, joint=5), ConfigError, "joint 5 is not within 0 to 4"),
         (lambda: gaussian(group=3), UsageError, "did you mean groups"),
+        (lambda: fit_gaussian(persistent(4), length=4), ConfigError, "length 4 is not for you to say"),
         (lambda: fit_gaussian(persistent(1)), DataError, "1 training window tells nothing"),
         (
             lambda: FITTED(torch.zeros(1, 4, 2, 9), torch.ones(1, 4, 2) > 0),
@@ -208,5 +209,5 @@ def test_nan_is_refused_when_fitted_and_when_loaded():
         fit_gaussian(data)
     state = {k: v.clone() for k, v in FITTED.state_dict().items()}
     state["curves"][0, 0, 1] = float("nan")
-    with pytest.raises(DataError, match="curves of the Gaussian fill is not finite"):
+    with pytest.raises(DataError, match="curves of the Gaussian fill holds what is not finite"):
         gaussian(dim=WIDTH, length=LENGTH, groups=4).load_state_dict(state)

@@ -29,7 +29,6 @@ ALL = {
     "no_register": curri_mae_tiny(registers=0).eval(),
     "ladder": Ladder([curri_mae_tiny(registers=0).eval(), Lerp()]),
     "gaussian": fit_gaussian(persistent(60, length=6)),
-    "gaussian_joint": fit_gaussian(persistent(60, length=6), joint=2),
     "nearest": fit_nearest(persistent(60, length=6), persistent(20, length=6, seed=1), k=5),
     "over_gaussian": ResidualImputer(preset("curri_mae_tiny"), fit_gaussian(persistent(60, length=6))).eval(),
 }

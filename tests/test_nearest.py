@@ -119,6 +119,7 @@ def test_it_is_kept_and_its_variance_is_that_of_new_windows(tmp_path):
         (lambda: nearest(banks=5), UsageError, "did you mean bank"),
         (lambda: fit_fill("neares", persistent(4), persistent(4)), UsageError, "did you mean nearest"),
         (lambda: fit_nearest(persistent(4), persistent(4), bank=3, k=4), ConfigError, "k 4 neighbours"),
+        (lambda: fit_nearest(persistent(4), persistent(4), dim=3), ConfigError, "dim 3 is not for you to say"),
         (
             lambda: nearest(dim=8, bank=30)(torch.zeros(1, 4, 2, 9), torch.ones(1, 4, 2) > 0),
             DataError,

@@ -57,35 +57,33 @@ def test_one_batch_is_learnt_by_heart():
     imputer, hidden = ResidualImputer(preset("curri_mae_tiny"), fit_gaussian(DATA)), some_hidden()
     optimizer = torch.optim.Adam(imputer.model.parameters(), lr=5e-3, betas=(0.95, 0.999))
     first = imputer.loss(OTHER.features, hidden, OTHER.exists, OTHER.presence).total.item()
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         loss = imputer.loss(OTHER.features, hidden, OTHER.exists, OTHER.presence).total
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.7 * first
+    assert loss.item() < 0.85 * first
 
 
 def test_the_base_is_fitted_kept_and_never_changed(tmp_path):
-    imputer = train_mae(config(), DATA, OTHER, tmp_path)
+    options = {"groups": 3, "joint": 2}
+    imputer = train_mae(config(steps=2, base_options=options), DATA, OTHER, tmp_path)
     assert isinstance(imputer, ResidualImputer) and imputer.rung == "residual"
-    assert same(imputer.base, fit_gaussian(DATA))
+    assert same(imputer.base, fit_gaussian(DATA, **options))
     assert imputer.model.decoder_pred_a.weight.abs().sum() > 0
     again = load_imputer(tmp_path)
     assert same(again, imputer) and (again.variance.table != 1).any()
     assert torch.equal(again(OTHER.features, ~some_hidden()).features, imputer(OTHER.features, ~some_hidden()).features)
 
 
-def test_options_of_the_base_are_kept(tmp_path):
-    train_mae(config(base_options={"groups": 3, "joint": 2}, steps=1), DATA, OTHER, tmp_path)
-    assert (load_imputer(tmp_path).base.config.groups, load_imputer(tmp_path).base.config.joint) == (3, 2)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["lerp", "observed_mean", "hold"])
 def test_a_rule_may_be_the_base(tmp_path, base):
     train_mae(config(base=base, steps=1), DATA, OTHER, tmp_path)
     assert load_imputer(tmp_path).base.rung == base
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
     whole = train_mae(config(), DATA, OTHER, tmp_path / "whole")
     with pytest.raises(Interrupted):
@@ -93,6 +91,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
     assert same(whole, train_mae(config(), DATA, OTHER, tmp_path / "cut", resume=True))
 
 
+@pytest.mark.slow
 def test_given_weights_do_not_speak_before_they_have_learnt(tmp_path):
     start = curri_mae_tiny(dim=16, length=5).model.state_dict()
     imputer = train_mae(config(steps=1, lr=1e-12), DATA, OTHER, tmp_path, start=start)

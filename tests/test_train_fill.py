@@ -67,6 +67,7 @@ def test_from_features_to_a_table(features, capsys):
     assert len(json.loads(capsys.readouterr().out)["scores"]) == 9
 
 
+@pytest.mark.slow
 def test_fills_that_are_fitted_are_arms_and_bases(features, capsys):
     out, common = features.parent, ("--features", features)
     assert legato("train", "fill", "gaussian", *common, "--out", out / "gp", "--set", "joint=2") == 0
