@@ -50,13 +50,21 @@ class Nearest(Baseline):
     rung = "nearest"
     windows: Tensor
     there: Tensor
+    squares: Tensor
 
     def __init__(self, config: NearestConfig) -> None:
         super().__init__()
         self.config = c = config
         self.register_buffer("windows", torch.zeros(c.bank, c.length, 2, c.dim))  # (S, N, M, D), 0 where absent
         self.register_buffer("there", torch.zeros(c.bank, c.length, 2, dtype=torch.bool))  # (S, N, M)
+        self.register_buffer("squares", torch.zeros(c.bank, c.length * 2), persistent=False)  # (S, P), of windows
         self.register_load_state_dict_post_hook(_refuse)
+
+    def keep(self, windows: Tensor, there: Tensor) -> None:
+        """Fill the bank: windows (S, N, M, D), 0 where absent; there (S, N, M)."""
+        self.windows.copy_(windows)
+        self.there.copy_(there)
+        self.squares.copy_(self.windows.square().sum(dim=-1).flatten(1))
 
     def predict(self, features: Tensor, present: Tensor) -> Tensor:
         """The weighted mean of the neighbours at every place, (B, N, M, D); reads observed places only."""
@@ -80,7 +88,7 @@ class Nearest(Baseline):
         windows, there = self.windows[:, :length], self.there[:, :length].flatten(1).float()  # (S, P)
         seen = present.flatten(1).float()  # (B, P)
         own = clean.square().sum(dim=-1).flatten(1) @ there.T
-        stored = seen @ windows.square().sum(dim=-1).flatten(1).T
+        stored = seen @ self.squares[:, : 2 * length].T
         cross = clean.flatten(1) @ windows.flatten(1).T  # 0 wherever either is absent
         common = seen @ there.T
         mean = (own + stored - 2 * cross) / (common * self.config.dim).clamp(min=1)
@@ -101,6 +109,7 @@ def _refuse(module: Nearest, _: Any) -> None:
         raise DataError("the bank of the nearest fill is empty; fit it again with `legato train fill`")
     if not bool(torch.isfinite(module.windows).all()):
         raise DataError("the bank of the nearest fill is not finite; fit it again with `legato train fill`")
+    module.keep(module.windows, module.there)
 
 
 def nearest(**overrides: Any) -> Nearest:
@@ -127,8 +136,7 @@ def fit_nearest(
     fills = []
     for count in counts:
         fill = Nearest(replace(asked, bank=len(rows), k=count))
-        fill.windows.copy_(features[rows])
-        fill.there.copy_(there[rows])
+        fill.keep(features[rows], there[rows])
         fills.append(fill)
     return fills[0] if len(fills) == 1 else min(fills, key=lambda fill: _error(fill, validation))
 
