@@ -61,7 +61,7 @@ MEETINGS: dict[str, dict[str, Any]] = {
     "all tokens with all": {"model.fusion": "concatenation", **objective("none", "none")},
     "bottleneck, nothing dropped": {"model.drop_modality": 0.0, **objective("none", "none")},
 }
-TOGETHER = {"epochs": 5, "lr": 2e-4, "warmup": 1.0}  # both sides know the task already
+TOGETHER = {"epochs": 3, "lr": 1e-4, "warmup": 1.0}  # both sides know the task already
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     **ALONE,
     **{name: ("mmt_tiny", {**TOGETHER, **changes}) for name, changes in {**LOSSES, **MEETINGS}.items()},

@@ -40,10 +40,22 @@ def carried(model: Any, init: Path) -> bool:
             if carrier is None:
                 return False
             names = opened.keys()  # it is no mapping
-            weights = {name: opened.get_tensor(name) for name in names}
+            weights = {name: opened.get_tensor(name) for name in names} | _head_of(init)
         config = config_of(about["preset"], **json.loads(about["config"]))
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise DataError(f"{file} cannot be read ({str(error).splitlines()[0]}); name the folder of a run") from None
     module, _, name = carrier.partition(":")
     getattr(import_module(module), name)(model, weights, config, what=str(init))
     return True
+
+
+def _head_of(init: Path) -> dict[str, Any]:
+    """The classifier of a finished run, whose encoder's own file is without it."""
+    from safetensors import safe_open
+
+    whole = init / "model.safetensors"
+    if not whole.is_file():
+        return {}
+    with safe_open(whole, "pt") as opened:
+        names = opened.keys()
+        return {name: opened.get_tensor(name) for name in names if name.startswith("head.")}

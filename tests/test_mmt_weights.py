@@ -76,8 +76,10 @@ def test_the_command_takes_one_file_for_each_encoder(tmp_path, capsys):
     assert "read as image_vit" in capsys.readouterr().out
 
 
-def trained(path, preset, encoder):
+def trained(path, preset, encoder, classifier=None):
     """What a finished run of an encoder by itself leaves, as far as a start needs it."""
+    if classifier is not None:
+        save_weights(path / "model.safetensors", classifier.state_dict())
     file = path / f"{encoder.modalities[0]}.safetensors"
     save_weights(file, encoder.state_dict(), {"preset": preset, "config": "{}"})
     return path
@@ -106,3 +108,33 @@ def test_an_encoder_of_another_size_is_refused_and_changes_nothing(tmp_path):
     with pytest.raises(DataError, match="other"):
         carried(model, other)
     assert all(torch.equal(v, before.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_classifiers_that_come_along_have_each_their_half_of_the_say(tmp_path):
+    torch.manual_seed(1)
+    starts = {}
+    for preset, name in (("mvitv2_tiny", "video"), ("mat_tiny", "audio")):
+        whole = build(preset, classes=5)
+        torch.nn.init.normal_(whole.head.bias)
+        own = build(preset).state_dict()
+        encoder = build(preset)
+        encoder.load_state_dict({k: v for k, v in whole.state_dict().items() if k in own})
+        starts[name] = whole, trained(tmp_path / name, preset, encoder, whole)
+    model, mean = build("mmt_tiny", classes=5), build("mmt_tiny", classes=5, fusion="average")
+    for _, folder in starts.values():
+        assert carried(model, folder)
+        assert carried(mean, folder)
+    heads = [starts[m][0].head for m in ("video", "audio")]
+    assert torch.equal(model.head.weight, torch.cat([h.weight / 2 for h in heads], 1))
+    torch.testing.assert_close(model.head.bias, sum(h.bias / 2 for h in heads))
+    assert all(torch.equal(mean.heads[m].weight, starts[m][0].head.weight) for m in ("video", "audio"))
+
+
+def test_a_classifier_of_other_classes_is_left_out(tmp_path):
+    whole = build("mat_tiny", classes=3)
+    own = build("mat_tiny")
+    own.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith("head.")})
+    model = build("mmt_tiny", classes=5)
+    before = model.head.weight.clone()
+    assert carried(model, trained(tmp_path / "heard", "mat_tiny", own, whole))
+    assert torch.equal(model.head.weight, before)

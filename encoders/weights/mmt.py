@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from encoders.audio.mat import MATConfig
+from encoders.audiovisual.av_bottleneck import MODALITIES
 from encoders.audiovisual.mmt import MMT
 from encoders.checkpoint import load_weights
 from encoders.errors import DataError, UsageError
@@ -63,12 +64,21 @@ def carry(
 ) -> None:
     """Start the encoder of its modality from one that was trained by itself (``legato train mvitv2_... | mat_...``).
 
-    A classifier that came along is left out. Raises DataError naming the first weight that does not fit, before
-    anything is changed.
+    A classifier of as many classes that came along has its half of the new one's say: before it learns, the model
+    answers about as the mean of two classifiers would. Raises DataError naming the first weight that does not fit,
+    before anything is changed.
     """
-    encoder = model.audio if isinstance(config, MATConfig) else model.video
-    own = encoder.state_dict()
-    load_weights(encoder, {k: v for k, v in weights.items() if k in own or not k.startswith("head.")}, what=what)
+    place = int(isinstance(config, MATConfig))
+    head = {k.removeprefix("head."): v for k, v in weights.items() if k.startswith("head.")}
+    load_weights((model.video, model.audio)[place], {k: v for k, v in weights.items() if not k.startswith("head.")},
+                 what=what)  # fmt: skip
+    if set(head) != {"weight", "bias"} or head["weight"].shape != (model.config.classes, model.config.dim):
+        return
+    if model.heads is not None:
+        load_weights(model.heads[MODALITIES[place]], head, what=what)
+    elif model.head is not None:
+        model.head.weight[:, place * model.config.dim : (place + 1) * model.config.dim] = head["weight"] / 2
+        model.head.bias += head["bias"] / 2
 
 
 def _start_video(model: MMT, seen: Mapping[str, np.ndarray | Tensor], inflation: str, what: str) -> None:
