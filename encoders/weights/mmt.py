@@ -78,7 +78,7 @@ def carry(
         load_weights(model.heads[MODALITIES[place]], head, what=what)
     elif model.head is not None:
         model.head.weight[:, place * model.config.dim : (place + 1) * model.config.dim] = head["weight"] / 2
-        model.head.bias += head["bias"] / 2
+        model.head.bias.add_(head["bias"] / 2)
 
 
 def _start_video(model: MMT, seen: Mapping[str, np.ndarray | Tensor], inflation: str, what: str) -> None:
