@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -255,6 +256,7 @@ def test_the_file_answers_as_the_imputer_did(test_windows, tmp_path):
         assert results.error("lerp", condition).video == pytest.approx(
             results.error("file", condition).video, nan_ok=True
         )
+    assert deepcopy(prefilled) is prefilled  # as training of a head does
     assert prefilled.rung == "lerp" and prefilled.about["about"] == {"peer": {"peer": "lerp"}}
     assert "machine" not in json.dumps(prefilled.about) and str(tmp_path) not in json.dumps(prefilled.about)
 

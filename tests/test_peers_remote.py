@@ -13,10 +13,12 @@ from bench.peers.pypots import serve
 from bench.peers.remote import Remote, fit, join
 from encoders.errors import DataError, MissingExtraError
 from imputation.baselines import Lerp
+from imputation.evaluate import Arm, evaluate
 from imputation.features import FeatureSet
 from imputation.imputer import Filled
 from imputation.study.recipes import ARMS, FILLS, HEADS
 from imputation.study.workshop import FITTED
+from imputation.train_head import HeadTraining, train_head
 
 ROOT = Path(__file__).parent.parent
 
@@ -106,6 +108,14 @@ def test_a_peer_learns_from_a_fold_and_keeps_no_windows(tmp_path, monkeypatch):
     assert options[:2] == ["--peer", "saits"] and {"--steps=2", "--batch=4", "--seed=5"} <= set(options)
     assert split == ("train",) * 4 + ("validation",) * 2 and same
     assert not list((tmp_path / "f").iterdir())
+
+
+def test_a_head_learns_on_what_a_peer_fills(tmp_path):
+    data = FeatureSet.of(torch.randn(8, 3, 2, 4), torch.arange(8) % 2, ("a", "b")).fitted()
+    config = HeadTraining(kind="linear", sampling="all", steps=2, batch=4)
+    head, fill = train_head(config, data, data, tmp_path / "head", imputer=Remote(COMMAND, tmp_path))
+    results = evaluate([Arm("filled", head, fill)], data, draws=1)
+    assert results.error("filled", "2/3").video > 20  # sevens, where a deviation is 1
 
 
 def test_peers_join_the_study(monkeypatch):

@@ -147,6 +147,10 @@ class Prefilled(nn.Module):
                 variance[row, absent[row]] = spread.to(variance)
         return Filled(out, variance, self.rung)
 
+    def __deepcopy__(self, memo: object) -> "Prefilled":
+        """Itself: a file is open, and nothing in it learns."""
+        return self
+
     def applies(self, presence: Tensor, exists: Tensor | None = None) -> Tensor:
         """(B,) bool: anything at all was observed."""
         present = presence if exists is None else presence & exists.unsqueeze(-1)

@@ -78,6 +78,10 @@ class Remote(nn.Module):
         present = presence if exists is None else presence & exists.unsqueeze(-1)
         return present.flatten(1).any(dim=1)
 
+    def __deepcopy__(self, memo: object) -> "Remote":
+        """Itself: there is one process, and nothing in it learns."""
+        return self
+
     def close(self) -> None:
         """Let the peer go."""
         self._end()
