@@ -20,10 +20,10 @@ from encoders.checkpoint import save_weights
 from encoders.datasets.equal_clips import spread
 from encoders.datasets.reader import seconds_of
 from encoders.datasets.sample import DATASETS, Sample, list_samples, shipped
-from encoders.errors import LegatoError
+from encoders.errors import LegatoError, UsageError
 from encoders.video.face_cut import cut
 
-__all__ = ["ENCODERS", "Made", "legato"]
+__all__ = ["ENCODERS", "Made", "epochs_of", "legato"]
 
 PIECE = Fraction(18, 25)  # seconds of an instance, a whole number of pictures
 SIDE = 56  # pixels of a cut-out face, about what GRID's pictures have
@@ -148,13 +148,23 @@ def crisscross(args: argparse.Namespace) -> Made:
 def trained(name: str, command: Sequence[str], epochs: int, args: argparse.Namespace) -> Path:
     """A run of ``legato train``, gone on with where it was stopped."""
     out: Path = args.out / "runs" / name
-    given = dict(pair.split("=") for pair in args.epochs.split(",") if pair)
     if not (out / "video.safetensors").exists():
         data = f"folder:{pieces(args)}"
-        start = [*command, "--data", data, "--epochs", str(given.get(name, epochs))]
+        start = [*command, "--data", data, "--epochs", str(args.epochs.get(name, epochs))]
         started = (out / "checkpoint.json").exists()
         legato("train", *([command[0], "--resume"] if started else start), "--out", str(out), "--device", "cpu")
     return out
+
+
+def epochs_of(text: str) -> dict[str, int]:
+    """``avid=N,cma=N,crisscross=N``; raises UsageError on anything else."""
+    given = {}
+    for pair in filter(None, text.split(",")):
+        name, _, value = pair.partition("=")
+        if name not in ("avid", "cma", "crisscross") or not value.isdecimal() or not int(value):
+            raise UsageError(f"--epochs {pair!r} is not RUN=N; runs are avid, cma and crisscross, N is at least 1")
+        given[name] = int(value)
+    return given
 
 
 def weights_of(run: Path) -> list[str]:

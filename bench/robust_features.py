@@ -15,6 +15,7 @@ a word of GRID's sentences, seven clips of each: ``grid_within`` (speaker s1, un
 """
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -26,13 +27,14 @@ import torch
 from torch import Tensor
 
 from bench.record import circumstances, write_results
-from bench.robust_encoders import ENCODERS, Made, legato
+from bench.robust_encoders import ENCODERS, Made, epochs_of, legato
 from bench.robust_probe import probe
 from encoders.checkpoint import write_json
 from encoders.datasets.grid_words import WORDS
 from encoders.datasets.sample import DATASETS, read_table, shipped
 from encoders.errors import LegatoError, UsageError
 from imputation.features import FeatureSet
+from runtime.output import check_folder
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -149,8 +151,6 @@ def make(encoder: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
         about = {"windows": whole, "cuts": len(data) - whole, "clips": data.length,
                  "there": float(data.exists.double().mean())}  # fmt: skip
         write_json(found, {**about, **dict(data.notes), **seconds, "probe": probe(data, CUTS[name].corpus)})
-    import json
-
     return dict(json.loads(found.read_text()))
 
 
@@ -209,10 +209,14 @@ def main() -> None:
     os.environ["LEGATO_TRUST"] = ",".join(filter(None, [os.environ.get("LEGATO_TRUST"), "bench.face_components"]))
     try:
         rows = {}
+        args.epochs = epochs_of(args.epochs)
+        for folder in (args.out, args.keep):
+            check_folder(folder)
+            folder.mkdir(parents=True, exist_ok=True)
         for encoder, name in wanted(args.only):
             rows[f"{encoder}-{name}"] = found = make(encoder, name, args)
             print(f"{encoder}-{name}", {m: round(f["top1"], 3) for m, f in found["probe"].items()}, flush=True)
-    except LegatoError as error:
+    except (LegatoError, OSError) as error:
         raise SystemExit(str(error)) from None
     if not args.only:
         write_results(args.results, args.name, {"rows": rows}, page(rows))

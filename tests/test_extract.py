@@ -161,6 +161,8 @@ def test_one_bad_file_neither_ends_the_run_nor_goes_unnamed(features, tree):
         (["--dataset", "ravdess:TREE", "--split", "all"], "has no sample of split all; it has test, train, val"),
         (["--dataset", "ravdess:TREE/none"], "does not exist; give the folder as ravdess:PATH"),
         (["--dataset", "ravdes:TREE"], "dataset 'ravdes' is unknown; did you mean ravdess"),
+        (["--dataset", "ravdess:TREE", "--later", "inf"], "--later inf is no number of seconds; use 0 or more"),
+        (["--dataset", "ravdess:TREE", "--keep", __file__], "is a file, and a folder is needed; choose another name"),
         (["film.mp4", "--clips", "3"], "--clips is for a dataset; add --dataset NAME:PATH"),
         (["film.mp4", "--skip-bad"], "--skip-bad is for a dataset; add --dataset NAME:PATH"),
         (["film.mp4", "--later", "0.1"], "--later is for a dataset; add --dataset NAME:PATH"),

@@ -53,6 +53,13 @@ def test_wishes_are_encoders_or_pairs():
             wanted(text)
 
 
+def test_epochs_are_of_runs():
+    assert robust_encoders.epochs_of("avid=2,cma=1") == {"avid": 2, "cma": 1} and robust_encoders.epochs_of("") == {}
+    for text in ("avid=x", "avid", "talk=3", "cma=0", "cma=-1"):
+        with pytest.raises(UsageError, match="is not RUN=N; runs are avid, cma and crisscross"):
+            robust_encoders.epochs_of(text)
+
+
 def test_a_command_that_fails_ends_the_run_in_one_sentence(capsys):
     with pytest.raises(LegatoError, match="legato bundle show ended with"):
         robust_encoders.legato("bundle", "show", "no such bundle")

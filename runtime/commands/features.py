@@ -17,7 +17,7 @@ from rich.progress import track
 
 from runtime.cli import fail
 from runtime.errors import DataError, LegatoError, SourceError, UsageError
-from runtime.output import check_place
+from runtime.output import check_folder, check_place
 
 if TYPE_CHECKING:
     from imputation.features import FeatureSet
@@ -146,6 +146,13 @@ class Wanted:
     apart: bool = False
     keep: Path | None = None
 
+    def check(self) -> None:
+        """Raises UsageError or OutputError where it cannot be, before anything is read."""
+        if not 0 <= self.later < float("inf"):
+            raise UsageError(f"--later {self.later} is no number of seconds; use 0 or more")
+        if self.keep is not None:
+            check_folder(self.keep)
+
     @property
     def count(self) -> int:
         """How many clips of a recording. Raises UsageError."""
@@ -171,6 +178,7 @@ def _of_dataset(wanted: Wanted, out: Path, bundle: str, preset: str, settings: S
     from runtime.pipeline import Pipeline
 
     check_place(out)
+    wanted.check()
     count = wanted.count
     corpus = open_corpus(wanted.dataset, splits=splits_of(wanted.split), skip_bad=wanted.skip_bad)
     pipeline = Pipeline.from_bundle(bundle, preset=preset, overrides=settings)
