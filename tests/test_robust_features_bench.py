@@ -74,7 +74,7 @@ def test_what_is_there_is_not_made_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(robust_features, "windows", make)
     monkeypatch.setattr(robust_features, "ENCODERS", {"talk": lambda args: None})
-    monkeypatch.setattr(robust_features, "probe", lambda data, corpus: {"both": {"top1": 0.5, "std": 0.0}})
+    monkeypatch.setattr(robust_features, "probe", lambda data, folds, **how: {"both": {"top1": 0.5, "std": 0.0}})
     args = argparse.Namespace(out=tmp_path)
     assert robust_features.make("talk", "grid_within", args)["windows"] == 16
     assert robust_features.make("talk", "grid_within", args)["probe"]["both"]["top1"] == 0.5 and len(made) == 1
@@ -84,11 +84,11 @@ def test_a_probe_reads_what_there_is_to_read_and_leaves_other_cuts_alone():
     data = windows(80, dim=3, split=["train"] * 40 + ["validation"] * 10 + ["test"] * 30)
     data.features[:, 1, 0, 1] = 5.0 * data.label  # in one place of the picture
     data.features[:, :, 1] = 0
-    found = probe(data, "grid", (1e-2,))
+    found = probe(data, in_place=True, decays=(1e-2,))
     assert found["video"]["top1"] == 1.0 and found["both"]["top1"] == 1.0 and found["audio"]["top1"] < 0.7
     other = others(windows(80, dim=3), data, 1)
     other.features.fill_(1e6)
-    assert probe(joined([data, other]), "grid", (1e-2,)) == found
+    assert probe(joined([data, other]), in_place=True, decays=(1e-2,)) == found
 
 
 def test_a_probe_of_emotions_holds_actors_out():
@@ -97,8 +97,8 @@ def test_a_probe_of_emotions_holds_actors_out():
     label = torch.arange(80) // 8 % 2
     data = joined([FeatureSet.of(data.features, label, "ab", names=data.names, speaker=data.speaker)])
     data.features[:, :, 0, 0] += 4.0 * label[:, None]
-    found = probe(data, "java_sed", (1e-2,))
-    assert found["video"]["top1"] > 0.95 > 0.75 > found["audio"]["top1"]
+    found = probe(data, CUTS["java_sed"].folds, decays=(1e-2,))
+    assert found["video"]["top1"] > 0.95 > 0.75 > found["audio"]["top1"] and found["video"]["windows"] == 80
 
 
 # --- components of faces ---
