@@ -15,7 +15,7 @@ from imputation.calibrate import Calibration
 from imputation.features import FeatureSet
 from runtime.bundle import Bundle
 from runtime.manifest import Manifest, make_manifest
-from runtime.talk.fill import Row, Trained
+from runtime.talk.fill import SERVED, Row, Trained, chosen
 from runtime.talk.recipe import JAVA_PAIRS, Recipe
 from runtime.talk.train_encoders import TalkNet
 from runtime.talk.windows import LABELS
@@ -42,6 +42,28 @@ class Parts:
     fill: Trained
     train_set: FeatureSet
     calibrations: Mapping[str, Mapping[str, Calibration]]  # status -> head
+    arms: Mapping[str, float]  # score of every arm on validation speakers; the best is served
+
+    @property
+    def arm(self) -> str:
+        """The arm that is served."""
+        return chosen(self.arms)
+
+    @property
+    def heads(self) -> dict[str, nn.Module]:
+        """The arm's head, which is the bundle's default, and the one that knows nothing of loss."""
+        return {name: getattr(self.fill, name) for name in dict.fromkeys((SERVED[self.arm][0], "plain"))}
+
+    @property
+    def imputer(self) -> nn.Module:
+        """The one that its head learned with; where a rule fills, the one that learned by itself, for other heads."""
+        imputer: nn.Module = getattr(self.fill, SERVED[self.arm][1], self.fill.imputer)
+        return imputer
+
+    @property
+    def ladder(self) -> list[str]:
+        filled = SERVED[self.arm][1]
+        return ["curri_mae", "zero"] if filled.endswith("imputer") else list(dict.fromkeys((filled, "zero")))
 
 
 def assemble(
@@ -59,8 +81,8 @@ def assemble(
 def tensors_of(parts: Parts) -> dict[str, dict[str, Tensor]]:
     """The weights of each file that the manifest names."""
     models: dict[str, nn.Module] = {
-        "video": parts.net.video, "audio": parts.net.audio, "face": parts.face, "imputer": parts.fill.tuned_imputer,
-        "head_tuned": parts.fill.tuned, "head_plain": parts.fill.plain,
+        "video": parts.net.video, "audio": parts.net.audio, "face": parts.face, "imputer": parts.imputer,
+        **{f"head_{name}": head for name, head in parts.heads.items()},
     }  # fmt: skip
     assert parts.train_set.standardiser is not None
     models["standardise"] = parts.train_set.standardiser
@@ -71,10 +93,11 @@ def manifest_of(
     parts: Parts, clean: Mapping[str, Any], rows: Sequence[Row], elsewhere: Mapping[str, Any] | None
 ) -> Manifest:
     recipe = parts.recipe
-    imputer: Any = parts.fill.tuned_imputer
+    imputer: Any = parts.imputer
     overrides = {"dim": imputer.config.dim, "length": imputer.config.length, **recipe.fill.imputer_overrides}
     research = "java_sed" in recipe.corpora
-    heads = {name: getattr(parts.fill, name) for name in ("tuned", "plain")}
+    heads: dict[str, Any] = parts.heads
+    default = next(iter(heads))
     values = {
         "format_version": 1,
         "name": "talk_research" if research else "talk",
@@ -91,14 +114,14 @@ def manifest_of(
         "face": {"preset": "face_box", "weights": "face.safetensors"},
         "standardise": "standardise.safetensors",
         "imputer": {"preset": recipe.fill.imputer, "overrides": overrides, "weights": "imputer.safetensors"},
-        "ladder": ["curri_mae", "zero"],
+        "ladder": parts.ladder,
         "heads": {
             name: {"kind": "gru", "config": to_dict(head.config), "weights": f"head_{name}.safetensors"}
             for name, head in heads.items()
         },
-        "calibration": {status: by["tuned"].as_dict() for status, by in parts.calibrations.items()},
+        "calibration": {status: by[default].as_dict() for status, by in parts.calibrations.items()},
         "training": {"command": "legato train talk" + " --research" * research, "recipe": asdict(recipe)},
-        "metrics": metrics_of(clean, rows, elsewhere),
+        "metrics": metrics_of(parts, clean, rows, elsewhere),
         "licence": "LicenseRef-research-only" if research else "Apache-2.0",
         "attribution": ATTRIBUTION + RESEARCH * research,
     }
@@ -106,14 +129,22 @@ def manifest_of(
 
 
 def metrics_of(
-    clean: Mapping[str, Any], rows: Sequence[Row], elsewhere: Mapping[str, Any] | None = None
+    parts: Parts, clean: Mapping[str, Any], rows: Sequence[Row], elsewhere: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What the card shows: the default head on unseen speakers, its score by loss, and on another corpus."""
-    mine = [row for row in rows if row.arm == "tuned, curri-MAE"]
+    """What the card shows: the arm that is served and those it was chosen from, the default head on unseen speakers,
+    its score by loss, and on another corpus."""
+    mine = [row for row in rows if row.arm == parts.arm]
     lossy = {
         loss: round(mean(r.score for r in mine if r.loss == loss), 4) for loss in dict.fromkeys(r.loss for r in mine)
     }
-    values = {"test": rounded(clean["tuned"]), "score_by_loss": lossy, "speakers": sorted({r.speaker for r in mine})}
+    arms = {name: round(score, 4) for name, score in parts.arms.items()}
+    values = {
+        "arm": parts.arm,
+        "arms": arms,
+        "test": rounded(clean[next(iter(parts.heads))]),
+        "score_by_loss": lossy,
+        "speakers": sorted({r.speaker for r in mine}),
+    }
     return values | ({"zero_shot": rounded(elsewhere)} if elsewhere is not None else {})
 
 
@@ -143,6 +174,10 @@ def card(manifest: Manifest) -> str:
     scores = metrics["test"]["all"]
     rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in scores.items())
     lossy = "\n".join(f"| {name} | {value:.3f} |" for name, value in metrics["score_by_loss"].items())
+    compared = sorted(metrics["arms"].items(), key=lambda arm: -arm[1])
+    arms = "\n".join(
+        f"| {f'**{name}**' if name == metrics['arm'] else name} | {value:.3f} |" for name, value in compared
+    )
     return f"""# {manifest.name}
 
 {manifest.description}
@@ -162,6 +197,13 @@ or the packets of a real link:
 | loss | score |
 |---|---|
 {lossy}
+
+What is served was chosen by validation speakers, of these arms (a head and what fills for it; the score is a mean over
+nothing lost and 10 to 90 % of the clips):
+
+| head, fill | validation |
+|---|---|
+{arms}
 
 It has heard English sentences, read in a quiet room, and looked at frontal faces. It does not know music, crowds,
 overlapping voices, profiles or masks. A face it cannot find is reported as `no_face`, not guessed.

@@ -7,9 +7,10 @@ Every head and every arm gets the same number of masked steps, on the same windo
     tuned       the same head trained on what the imputer fills; the bundle's default
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -25,6 +26,15 @@ from imputation.train_head import HeadTraining, train_head
 RATES = tuple(f"clips-{rate}" for rate in range(10, 100, 10))  # per clip and modality, independently
 RULES: dict[str, nn.Module] = {"zero": Zero(), "hold": Hold(), "lerp": Lerp(), "observed mean": ObservedMean()}
 FITTED_ON = ("clips-20", "clips-50", "lte-driving")  # beside every k of W
+# arm that a bundle can serve -> (head, fill); of `Trained`, or a rule's name
+SERVED = {
+    "tuned, curri-MAE": ("tuned", "tuned_imputer"),
+    "drops, zero": ("drops", "zero"),
+    "plain, curri-MAE": ("plain", "imputer"),
+    "plain, lerp": ("plain", "lerp"),
+    "plain, hold": ("plain", "hold"),
+    "plain, zero": ("plain", "zero"),
+}
 PROFILES = (
     "wifi-burst",
     "wifi-poor",
@@ -174,6 +184,20 @@ def table(
             row = Row(speaker=speaker, arm=s.arm, loss=loss, score=s.recall, draws_std=s.recall_std, ece=s.ece, mse=mse)
             rows.append(row)
     return rows
+
+
+def compare(
+    models: Trained, calibration: dict[str, Calibration], validation: FeatureSet, lookahead: int, seed: int
+) -> dict[str, float]:
+    """The score of each arm that can be served, on validation speakers, averaged over nothing lost and `RATES`."""
+    asked = [arm for arm in arms(models, calibration) if arm.name in SERVED]
+    found = evaluate(asked, validation, levels=[0], draws=3, seed=seed, profiles=RATES, lookahead=lookahead, ahead=0)
+    return {arm.name: mean(s.recall for s in found.scores if s.arm == arm.name) for arm in asked}
+
+
+def chosen(table: Mapping[str, float]) -> str:
+    """The arm that did best on validation; of equals the one that comes first in `SERVED`."""
+    return max(SERVED, key=lambda name: table[name])
 
 
 def standardised_like(data: FeatureSet, train_set: FeatureSet) -> FeatureSet:

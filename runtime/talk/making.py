@@ -5,6 +5,7 @@ face        the face net, distilled                                 face.safeten
 encoders    cross-modal agreement and the task                      net.safetensors
 windows     features of training, validation and test windows       *.features.safetensors
 fill        imputer and heads, the same steps for each              fill/
+choose      the arm that is served, by validation speakers          arms-SEED.json
 judge       tables on the test speakers                             clean-SEED.json, table-SEED.json
 bundle      everything in one folder                                bundle/
 """
@@ -175,6 +176,17 @@ class Making:
             "final": fill.calibrate(models, validation, lookahead, (0, lookahead)),
         }
 
+    def arms(self) -> dict[str, float]:
+        """The score of every arm that can be served, on validation speakers; kept in the folder."""
+        path, recipe = self.out / f"arms-{self.recipe.fill.seed}.json", self.recipe
+        if not path.exists():
+            _, validation, _ = self.windows()
+            self.say("compare arms", 0, 1)
+            found = fill.compare(self.trained(), self.calibrations()["final"], validation, recipe.lookahead,
+                                 recipe.fill.seed)  # fmt: skip
+            path.write_text(json.dumps(found, indent=1))
+        return dict(json.loads(path.read_text()))
+
     def judge(self, draws: int = 10) -> tuple[dict[str, Any], list[fill.Row]]:
         """Scores without loss by head and speaker group, and the table under loss; both are kept in the folder."""
         paths = tuple(self.out / f"{name}-{self.recipe.fill.seed}.json" for name in ("clean", "table"))
@@ -205,13 +217,15 @@ class Making:
         if "java_sed" in self.recipe.corpora or not (self.data / prepare.FOLDERS["java_sed"]).is_dir():
             return None
         prepare.prepare(self.data, self.cache, "java_sed", lambda done, of: self.say("decode java_sed", done, of))
-        return dict(self.zero_shot([actor for pair in JAVA_PAIRS for actor in pair], 25)["tuned"])
+        head, _ = fill.SERVED[fill.chosen(self.arms())]
+        return dict(self.zero_shot([actor for pair in JAVA_PAIRS for actor in pair], 25)[head])
 
     def bundle(self) -> Bundle:
         """Everything in one folder, ready to serve."""
         clean, rows = self.judge()
         train_set, _, _ = self.windows()
-        parts = Parts(self.recipe, self.net(), self.face(), self.trained(), train_set, self.calibrations())
+        parts = Parts(self.recipe, self.net(), self.face(), self.trained(), train_set, self.calibrations(),
+                      self.arms())  # fmt: skip
         return assemble(parts, clean, rows, self.folder, self.elsewhere())
 
     @property
