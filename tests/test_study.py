@@ -3,12 +3,14 @@
 import csv
 import json
 import math
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
 
 from encoders.errors import ConfigError, DataError, UsageError
+from encoders.training import Interrupted
 from imputation.baselines import Lerp
 from imputation.features import FeatureSet
 from imputation.study import compare, figures
@@ -225,6 +227,32 @@ def test_arms_that_join_later_are_made_beside_what_is_there(tmp_path):
     run(cases, replace(first, arms="curri-MAE; hold"), tmp_path / "runs", say=lambda _: None)
     found = json.loads((tmp_path / "runs/toy-words/own-0/found-gru.json").read_text())["arms"]
     assert set(found) == {"curri-MAE", "hold"}
+
+
+def test_what_is_interrupted_stops_and_is_gone_on_with(tmp_path):
+    cases, plan = [case_of(tmp_path)], Plan(arms="curri-MAE", kinds=("gru",), seeds=1, draws=1, budget=SMALL)
+
+    def interrupt(done, of, loss):
+        if done == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="stopped after 3 steps"):
+        run(cases, plan, tmp_path / "runs", progress=interrupt, say=lambda _: None)
+    run(cases, plan, tmp_path / "runs", say=lambda _: None)
+    run(cases, plan, tmp_path / "whole", say=lambda _: None)
+    found = [(tmp_path / name / "toy-words/own-0/found-gru.json").read_text() for name in ("runs", "whole")]
+    assert found[0] == found[1]
+
+
+def test_a_case_that_fails_is_named_and_the_others_go_on(tmp_path):
+    case = case_of(tmp_path)
+    (fold,) = case.folds
+    broken = replace(case, encoder="bad", folds=(replace(fold, train=fold.train.rows(torch.tensor([0]))),))
+    plan, said = Plan(arms="gaussian", kinds=("gru",), seeds=1, draws=1, budget=SMALL), []
+    with pytest.raises(DataError):
+        run([broken, case], plan, tmp_path / "runs", say=said.append)
+    assert said[0].startswith("bad-words/own-0, gru: ")
+    assert said[1] == "toy-words/own-0, gru: 1 arms"
 
 
 def test_another_budget_may_not_stand_beside_what_is_there(tmp_path):

@@ -53,7 +53,7 @@ class Fill:
     sampling: str = "uniform"
     base: str = ""  # a rule that is filled with first; the autoencoder learns what that leaves over
     consistency: float = 0.0
-    kind: str = "mae"  # mae, or what `imputation.study.workshop.FITTED` fits
+    kind: str = "mae"  # mae, or what `imputation.fit` fits in one go
     options: Mapping[str, Any] = field(default_factory=dict)  # of the training's config
 
 

@@ -16,7 +16,7 @@ import torch
 
 from encoders.errors import ConfigError, LegatoError
 from encoders.settings import from_dict, to_dict
-from encoders.training import write_json
+from encoders.training import Interrupted, write_json
 from imputation.calibrate import Calibration, fit
 from imputation.curri_mae import CurriMAEImputer, preset
 from imputation.evaluate import Arm as Asked
@@ -93,13 +93,14 @@ def cells(cases: Sequence[Case], plan: Plan) -> list[Cell]:
 def run(cases: Sequence[Case], plan: Plan, out: Path, *, progress: Progress | None = None, say: Say = print) -> None:
     """Fill the folder with what every cell found; goes on where it stopped.
 
-    A cell that fails is named and left out, and the next one is begun; raises the first such error at the end.
+    A cell that fails is named and left out, and the next one is begun; raises the first such error at the end. What is
+    interrupted stops here, and is gone on with when it is called again.
     """
     failed: LegatoError | None = None
     for cell in cells(cases, plan):
         try:
             found = answered(cell, plan, out, progress)
-        except ConfigError:
+        except (ConfigError, Interrupted):
             raise
         except LegatoError as error:
             failed = failed or error

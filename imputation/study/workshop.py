@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from encoders.settings import pick
 from imputation import evaluate
 from imputation.baselines import Mean
 from imputation.features import FeatureSet
+from imputation.fit import fit_fill
 from imputation.imputer import Filled
 from imputation.run import Progress
 from imputation.stored import RULES, load_head, load_imputer, save_imputer
@@ -22,11 +23,7 @@ from imputation.study.streaming import Streaming
 from imputation.train import MAETraining, fit_variance, train_mae, validation_error
 from imputation.train_head import HeadTraining, train_head
 
-__all__ = ["FITTED", "Workshop", "steps_of"]
-
-# name -> what fits it on (training windows, validation windows, folder, seed) and keeps it there; others may join
-Fit = Callable[[FeatureSet, FeatureSet, Path, int], nn.Module]
-FITTED: dict[str, Fit] = {}
+__all__ = ["Remembering", "Workshop", "raw_zero", "steps_of"]
 
 
 class Workshop:
@@ -78,7 +75,7 @@ class Workshop:
         if (out / "imputer.json").exists():
             return load_imputer(out)
         if recipe.kind != "mae":
-            return pick(FITTED, recipe.kind, "fill")(self.fold.train, self.fold.validation, out, self.seed)
+            return fit_fill(recipe.kind, self.fold.train, self.fold.validation, out, **recipe.options)[0]
         if not recipe.consistency:
             return self._by_reconstruction(recipe, self.budget.fill_steps, out)
         return self._through_head(recipe, out)
