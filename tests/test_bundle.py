@@ -362,7 +362,7 @@ def one(preset: str, **overrides: object) -> dict[str, object]:
         ({"clip_seconds": 0.4}, r"takes clips of 0\.5 s and clip_seconds is 0\.4; make them one"),
         ({"labels": ["a", "b"]}, "the head gru has 3 classes and there are 2 labels"),
         ({"window": 9}, "the imputer takes 8 clips and window \\+ lookahead is 11"),
-        ({"ladder": ["residual"]}, "the rung residual cannot be built: imputer 'residual' is unknown"),
+        ({"ladder": ["spline"]}, "the rung spline cannot be built: imputer 'spline' is unknown"),
         ({"ladder": ["curri_mae_tiny"]}, "the rung curri_mae_tiny is trained and has no weights"),
         ({"calibration": {"final": {"warmth": 1}}}, "the final calibration cannot be built: .*'warmth'"),
         ({"calibration": {"final": {"offsets": [0, 0]}}}, "the final calibration has 2 offsets for 3 labels"),
