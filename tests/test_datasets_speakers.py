@@ -82,6 +82,7 @@ def test_clips_apart_are_fewer_in_a_short_recording():
     assert spread(1.9, clip, 5, apart=True) == ((0.15, 0.55, 0.95, 1.35), False)
     assert spread(2.0, clip, 5, apart=True).starts == (0.0, 0.4, 0.8, 1.2, 1.6)
     assert spread(9.0, clip, 5, apart=True) == spread(9.0, clip, 5)
+    assert not any(spread(n * 0.4, clip, n, apart=apart).overlap for n in range(1, 20) for apart in (False, True))
     assert spread(0.4, clip, 3, apart=True, later=1.0) == ((0.0,), False)
     with pytest.raises(DataError, match=r"less than one clip of 0.4 s"):
         spread(0.39, clip, 5, apart=True)

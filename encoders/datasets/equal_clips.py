@@ -46,10 +46,11 @@ def spread(seconds: float, clip: Fraction, count: int, *, later: float = 0.0, ap
     """
     if seconds < clip:
         raise DataError(f"it lasts {seconds:.3f} s, less than one clip of {float(clip):g} s; leave it out")
+    exact = Fraction(seconds).limit_denominator(1_000_000)  # 2.4 is a little less than six clips of 0.4
     if apart:
-        count = min(count, int(Fraction(seconds).limit_denominator(1_000_000) / clip))
+        count = min(count, int(exact / clip))
     room = seconds - float(clip)
-    if count * clip <= seconds:
+    if count * clip <= exact:
         first = min((seconds - float(count * clip)) / 2 + later, seconds - float(count * clip))
         return Spread(tuple(round(first + float(i * clip), 6) for i in range(count)), False)
     if count == 1:
