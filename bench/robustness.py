@@ -25,7 +25,7 @@ from imputation.study.recipes import Budget
 from imputation.study.run import Plan, estimate, run
 
 # Small encoders and a hundred recordings: past these, imputers and heads learn their recordings by heart.
-BUDGET = Budget(head_steps=300, tune_steps=300, fill_steps=800, batch=32, hidden=128, fill_preset="curri_mae_small")
+BUDGET = Budget(head_steps=300, tune_steps=300, fill_steps=600, batch=32, hidden=128, fill_width=64)
 FOLDED = {"java_sed": ",".join("+".join(pair) for pair in FOLDS)}
 PROFILES = ("wifi-burst", "congestion")
 

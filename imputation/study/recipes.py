@@ -38,6 +38,7 @@ class Budget:
     weight_decay: float = 1e-3  # of heads
     hidden: int = 128  # of the GRU; the paper's is not known
     fill_preset: str = "curri_mae_small"
+    fill_width: int = 0  # of encoder and decoder, instead of the preset's; 0: as it is
 
     def __post_init__(self) -> None:
         for name in ("head_steps", "tune_steps", "fill_steps", "batch", "head_lr", "tune_lr", "fill_lr", "hidden"):

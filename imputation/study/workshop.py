@@ -88,10 +88,12 @@ class Workshop:
 
     def _mae(self, recipe: Fill, steps: int) -> MAETraining:
         base: dict[str, Any] = {"base": recipe.base} if recipe.base else {}
+        width = self.budget.fill_width
         return MAETraining(
-            preset=self.budget.fill_preset, sampling=self._rates(recipe.sampling), steps=steps, lr=self.budget.fill_lr,
-            curriculum_step=max(1, 50 // (self.fold.train.length - 1)), batch=self.budget.batch, seed=self.seed,
-            save_every=steps, **base, **recipe.options,
+            preset=self.budget.fill_preset, overrides={"width": width, "decoder_width": width} if width else {},
+            sampling=self._rates(recipe.sampling), steps=steps, lr=self.budget.fill_lr, batch=self.budget.batch,
+            curriculum_step=max(1, 50 // (self.fold.train.length - 1)), seed=self.seed, save_every=steps,
+            **base, **recipe.options,
         )  # fmt: skip
 
     def _through_head(self, recipe: Fill, out: Path) -> nn.Module:
