@@ -31,7 +31,8 @@ class Rule:
         return np.where(came & (estimate <= self.forgiven), SPOILT, np.where(kept, KEPT, ABSENT))
 
     def __str__(self) -> str:
-        forgiven = "nothing forgiven" if self.forgiven < 0 else f"forgiven up to {self.forgiven:g}"
+        some = "everything forgiven" if self.forgiven > 1 else f"forgiven up to {self.forgiven:g}"
+        forgiven = "nothing forgiven" if self.forgiven < 0 else some
         return f"coverage > {self.coverage:g}, {forgiven}"
 
 

@@ -32,6 +32,7 @@ def test_a_rule_forgives_first_then_keeps_what_is_good_then_fills():
     assert Rule(coverage=0.5).choose(values, guess).tolist() == [KEPT, KEPT, ABSENT, ABSENT]
     assert Rule(coverage=0.0, forgiven=9).choose(values, guess).tolist() == [SPOILT] * 4
     assert str(Rule(coverage=0.5)) == "coverage > 0.5, nothing forgiven"
+    assert str(Rule(coverage=0.5, forgiven=9)) == "coverage > 0.5, everything forgiven"
 
 
 def test_ranks_do_not_care_for_scale_and_share_ties():
@@ -42,9 +43,11 @@ def test_ranks_do_not_care_for_scale_and_share_ties():
     assert np.isnan(rank_correlation(np.ones(4), x))
 
 
-def test_the_runtimes_estimate_is_its_severity_times_the_share_it_is_of():
+def test_an_estimate_is_of_the_damaged_part_or_of_the_clip():
     values = {"severity": np.array([0.4]), "came": np.array([1.0]), "coverage": np.array([0.75])}
-    assert estimate(values, "severity").tolist() == pytest.approx([0.1])
+    assert estimate(values, "severity").tolist() == pytest.approx([0.4])
+    assert estimate(values, "severity, times share").tolist() == pytest.approx([0.1])
+    assert estimate({**values, "by_lost": np.array([0.1])}, "lost").tolist() == pytest.approx([0.4])
 
 
 def test_differences_are_paired_by_speaker():
