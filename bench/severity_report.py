@@ -213,8 +213,8 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
     crossing = f"from severity {min(lost):g} on" if lost else "in no bin of estimated severity"
     return [
         f"**What follows.** By its feature a spoiled picture is worse than a filled one {crossing}, by the mean; in "
-        f"the worst bin it is still nearer to the truth in {100 * min(r['better'] for r in bins):.0f} % of the clips. One "
-        f"clip of a window moves the answer little: in {clear} of {len(bins)} bins the gain is above two standard "
+        f"the worst bin it is still nearer to the truth in {100 * min(r['better'] for r in bins):.0f} % of the clips. "
+        f"One clip of a window moves the answer little: in {clear} of {len(bins)} bins the gain is above two standard "
         "errors, either way. Whole windows by a rule tell more. "
         f"Chosen on some speakers: video {text['video']}; audio {text['audio']} (of the share that is spoiled). "
         f"Together they give the other speakers {both['others_points']:+.1f} ± {both['others_points_error']:.1f} "
