@@ -19,14 +19,18 @@ from bench.record import write_results
 from bench.robustness_page import page
 from encoders.datasets.java_sed import FOLDS
 from encoders.errors import LegatoError
+from imputation.features import FeatureSet
 from imputation.study import compare, figures
 from imputation.study.cases import OWN, Case, open_case
 from imputation.study.recipes import Budget
 from imputation.study.run import Plan, estimate, run
+from runtime.talk.recipe import Recipe
 
 # Small encoders and a hundred recordings: past these, imputers and heads learn their recordings by heart.
 BUDGET = Budget(head_steps=300, tune_steps=300, fill_steps=600, batch=32, hidden=128, fill_width=64)
-FOLDED = {"java_sed": ",".join("+".join(pair) for pair in FOLDS)}
+SPLITS = ("train", "validation", "test")
+_ACTORS = ",".join("+".join(pair) for pair in FOLDS)
+FOLDED = {"java_sed": _ACTORS, "java_sed_apart": _ACTORS}
 PROFILES = ("wifi-burst", "congestion")
 
 
@@ -38,6 +42,20 @@ def cases_of(folder: Path, only: Sequence[str]) -> list[Case]:
         if not only or f"{encoder}:{dataset}" in only:
             cases.append(open_case(f"{encoder}:{dataset}={file}", FOLDED.get(dataset, OWN)))
     return cases
+
+
+def talk_case(run: Path, features: Path) -> None:
+    """The windows of a run of ``legato train talk`` as a file of their own, without the clips that are looked ahead."""
+    sets = [FeatureSet.load(run / f"{split}.features.safetensors") for split in SPLITS]
+    window = Recipe().window
+    names = [f"{split}/{name}" for split, part in zip(SPLITS, sets, strict=True) for name in part.names]
+    FeatureSet.of(
+        torch.cat([part.features[:, :window] for part in sets]), torch.cat([part.label for part in sets]),
+        sets[0].labels, presence=torch.cat([part.presence[:, :window] for part in sets]),
+        exists=torch.cat([part.exists[:, :window] for part in sets]), names=names,
+        speaker=[s for part in sets for s in part.speaker],
+        split=[split for split, part in zip(SPLITS, sets, strict=True) for _ in part.names], notes=sets[0].notes,
+    ).save(features / "talk-talk.safetensors")  # fmt: skip
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
@@ -63,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", type=Path, required=True, help="folder of bench.robust_features")
     parser.add_argument("--runs", type=Path, required=True, help="folder of what is trained")
+    parser.add_argument("--talk", type=Path, help="run of `legato train talk`, whose windows join as talk:talk")
     parser.add_argument("--arms", default="all", help="paper, beyond, all, or names with ; between")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--draws", type=int, default=10)
@@ -73,6 +92,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     only = [name for name in args.only.split(",") if name]
+    if args.talk is not None and not (args.features / "talk-talk.safetensors").exists():
+        talk_case(args.talk, args.features)
     cases, plan = cases_of(args.features, only), plan_of(args)
     if not args.no_train:
         print(estimate(cases, plan, args.runs), flush=True)
