@@ -14,6 +14,7 @@ from imputation.evaluate import fill_error
 from imputation.fit import fit_fill
 from imputation.gaussian import Gaussian, GaussianConfig, conditional, gaussian, toeplitz
 from imputation.gaussian_fit import FLOOR, fit_gaussian
+from imputation.sampling import paired_hidden
 from imputation.stored import load_imputer
 from tests.processes import persistent
 
@@ -110,6 +111,18 @@ def test_few_windows_do_no_harm(windows):
     hidden = torch.rand(new.presence.shape, generator=torch.Generator().manual_seed(0)) < 0.5
     error = fill_error(fit_gaussian(train), new.features, new.presence, new.exists, hidden)[0][hidden].mean()
     assert error < 1.05 * new.features.square().mean()
+
+
+@pytest.mark.parametrize("joint", [0, 4])
+def test_features_that_follow_the_position_are_not_leant_on(joint):
+    """What a sentence does to every window alike is no process over lags; a solve that believes it is far off."""
+    course = 3 * torch.randn(1, 8, 2, 16, generator=torch.Generator().manual_seed(5))
+    train, new = (replace(d, features=d.features + course) for d in (persistent(200), persistent(60, seed=1)))
+    fill = fit_gaussian(train, joint=joint)
+    for k in (1, 4, 7):
+        hidden = torch.from_numpy(paired_hidden(new.names, new.exists.numpy(), k, 0))
+        error = fill_error(fill, new.features, new.presence, new.exists, hidden)[0][hidden].mean()
+        assert error < 1.02 * new.features[hidden].square().mean()
 
 
 def test_mere_noise_is_filled_with_nearly_nothing():
