@@ -13,7 +13,7 @@ __all__ = ["page"]
 NAIVE = ("zeros", "hold", "lerp", "observed mean", "nearest", "Regular", "Backoff")
 IMPUTED = ("curri-MAE", "MAE, uniform k", "gaussian", "residual", "MAE + KL", "curri-MAE + KL", "residual + KL")
 TUNED = ("curri-MAE-ft-all", "MAE-ft-all", "residual-ft-all", "residual + KL, ft-all", "residual-ft-all, sure",
-         "residual-ft-all, consistent")  # fmt: skip
+         "residual-ft-all, consistent", "two readings, zeros twice", "two readings, MAE", "two readings")  # fmt: skip
 RIVAL = "drops"
 HEAVY = 0.6  # share of clips lost from which it is heavy
 
@@ -140,7 +140,7 @@ def _whole(answers: Sequence[Answers]) -> list[str]:
 
 def _streams(answers: Sequence[Answers]) -> list[str]:
     """Filled when F later clips have come, against filled when all have."""
-    pairs = [(f"{base}, lookahead {f}", base) for base in ("residual", "residual-ft-all") for f in range(4)]
+    pairs = [(f"{base}, lookahead {f}", base) for base in ("residual", "two readings") for f in range(4)]
     shown = [(n, base) for n, base in pairs if _any(answers, n)]
     if not shown:
         return []

@@ -1,4 +1,5 @@
-"""Heads: a window of features to class scores. A third, which attends (MBT), is in `encoders.fused_head`.
+"""Heads: a window of features to class scores. One that attends (MBT) is in `encoders.fused_head`, one that reads a
+window twice in `encoders.two_readings`.
 
 The two heads of curri-MAE (Chochlakis et al., Interspeech 2024, section 3): a linear classifier that votes clip by
 clip, and a single-layer GRU whose last hidden state is classified. Both read a window; neither remembers anything
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from encoders.errors import ConfigError, DataError
 from encoders.fused_head import FusedHead, FusedHeadConfig
 from encoders.settings import override, pick
+from encoders.two_readings import TwoReadings, TwoReadingsConfig
 
 __all__ = ["HEADS", "GRUHead", "GRUHeadConfig", "GRUState", "LinearHead", "LinearHeadConfig", "build_head"]
 
@@ -217,10 +219,11 @@ HEADS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "linear": (LinearHead, LinearHeadConfig),
     "gru": (GRUHead, GRUHeadConfig),
     "mbt": (FusedHead, FusedHeadConfig),
+    "two_readings": (TwoReadings, TwoReadingsConfig),
 }
 
 
 def build_head(kind: str, **config: Any) -> nn.Module:
-    """A head by name ("linear", "gru", "mbt") and the fields of its config; raises UsageError on an unknown one."""
+    """A head by name (see `HEADS`) and the fields of its config; raises UsageError on an unknown name."""
     head, config_class = pick(HEADS, kind, "head")
     return head(override(config_class, config))

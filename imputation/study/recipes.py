@@ -118,6 +118,9 @@ HEADS: dict[str, Head] = {
     "residual_kl_all": Head("all", "residual_kl"),
     "residual_sure": Head("all", "residual", start="", overrides={"presence_aware": True}),
     "residual_consistent": Head("all", "residual", options={"consistency": 1.0}),
+    "two_readings": Head("all", "residual", options={"kind": "two_readings"}),
+    "two_readings_mae": Head("all", "uniform", options={"kind": "two_readings"}),
+    "two_readings_zeros": Head("all", "zero", options={"kind": "two_readings"}),
     "real_loss_all": Head("all+profile=wifi-burst+profile=congestion", "real_loss"),
 }
 _GRU, _LINEAR = ("gru",), ("linear",)
@@ -158,9 +161,12 @@ BEYOND: dict[str, Arm] = {
     "residual + KL, ft-all": Arm("residual_kl_all", "residual_kl"),
     "residual-ft-all, sure": Arm("residual_sure", "residual", _GRU),
     "residual-ft-all, consistent": Arm("residual_consistent", "residual"),
+    "two readings": Arm("two_readings", "residual", says="read as filled and with zeros, answers averaged"),
+    "two readings, MAE": Arm("two_readings_mae", "uniform", says="the same, filled by the plain autoencoder"),
+    "two readings, zeros twice": Arm("two_readings_zeros", "zero", says="two heads with drops: what averaging gives"),
     "MAE-ft-all, real loss": Arm("real_loss_all", "real_loss", _GRU),
     "drops, lookahead 2": Arm("drops", "zero", _GRU, options={"lookahead": 2}),
-    **{f"residual-ft-all, lookahead {f}": Arm("residual_all", "residual", _GRU, options={"lookahead": f})
+    **{f"two readings, lookahead {f}": Arm("two_readings", "residual", _GRU, options={"lookahead": f})
        for f in range(4)},
     **{f"residual, lookahead {f}": Arm("pristine", "residual", _GRU, options={"lookahead": f}) for f in range(4)},
 }  # fmt: skip

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from encoders.heads import build_head
 from encoders.settings import pick
+from encoders.two_readings import TwoReadings
 from imputation import evaluate
 from imputation.baselines import Mean
 from imputation.features import FeatureSet
@@ -122,18 +124,34 @@ class Workshop:
         steps = budget.tune_steps if fine else budget.head_steps
         if recipe.sampling != "none" and not fine:  # nothing to start from: as much as both together
             steps = budget.head_steps + budget.tune_steps
-        sizes = {"hidden": budget.hidden} if self.kind == "gru" and "kind" not in recipe.options else {}
+        sizes = self._sizes(recipe)
         values: dict[str, Any] = {
             "kind": self.kind, "overrides": {**sizes, **recipe.overrides}, "sampling": self._rates(recipe.sampling),
             "steps": steps, "lr": budget.tune_lr if fine else budget.head_lr, "batch": budget.batch,
             "weight_decay": budget.weight_decay, "seed": self.seed, "save_every": steps,
             "evaluate_every": max(1, steps // 8), **recipe.options,
         }  # fmt: skip
-        start = self.head(recipe.start) if fine else None
+        start = self._start(recipe, sizes) if fine else None
         head, _ = train_head(HeadTraining(**values), self.fold.train, self.fold.validation, out,
                              imputer=self.fill(recipe.fill), head=start, resume=_stopped(out),
                              progress=self.progress)  # fmt: skip
         return head
+
+    def _sizes(self, recipe: Head) -> dict[str, Any]:
+        """What a head's config needs of the kind that this workshop is for."""
+        kind = recipe.options.get("kind", self.kind)
+        sizes: dict[str, Any] = {"member": self.kind} if kind == "two_readings" else {}
+        return sizes | ({"hidden": self.budget.hidden} if self.kind == "gru" and kind != "backoff" else {})
+
+    def _start(self, recipe: Head, sizes: Mapping[str, Any]) -> nn.Module:
+        start = self.head(recipe.start)
+        if recipe.options.get("kind") != "two_readings":
+            return start
+        train = self.fold.train
+        both = build_head("two_readings", classes=len(train.labels), dim=train.width, **sizes)
+        assert isinstance(both, TwoReadings)
+        both.begin_as(start)
+        return both
 
     def _rates(self, sampling: str) -> str:
         """Shares of clips ("k=70%") as whole numbers of them, at least one of which is left."""
