@@ -16,7 +16,7 @@ from imputation.channel import Channel
 from imputation.gilbert import chain, from_loss
 from imputation.presence import PresenceRule
 from imputation.profiles import Profile, WholeClips
-from imputation.reception import clip_coverage
+from imputation.reception import clip_reception
 
 Mask = NDArray[np.bool_]
 MODALITIES = ("video", "audio")
@@ -87,10 +87,10 @@ def network(
         channel = Channel(profile, seed)
         return np.stack([channel.bad(m, times).reshape(batch, length) for m in MODALITIES], axis=-1)
     rule = rule or PresenceRule()
-    coverage = clip_coverage(
+    coverage, spoiled = clip_reception(
         profile, seed, batch=batch, length=length, clip_seconds=clip_seconds, recovery=recovery, fec=fec
     )
-    return np.stack([~rule.present(m, coverage[..., i]) for i, m in enumerate(MODALITIES)], axis=-1)
+    return np.stack([~rule.present(m, coverage[..., i], spoiled[..., i]) for i, m in enumerate(MODALITIES)], axis=-1)
 
 
 def paired_seed(sample: int | str, k: int, draw: int) -> int:

@@ -1,9 +1,10 @@
-"""What a receiver gets of a reference call over a lossy link: coverage of clips (numpy only).
+"""What a receiver gets of a reference call over a lossy link: coverage of clips, what is spoiled (numpy only).
 
 The reference call: audio packets of 20 ms; video of 30 frames a second and 1.5 Mbit/s in packets of 1200 bytes,
 a key frame of 38 packets over 33 ms every 60 frames, other frames of 5 packets over 5 ms. A frame that lost a
-packet is bad, and so is every later one until an intact key frame. Files and live streams take the longer way
-through ``runtime``; this is the model for training masks and tables.
+packet is bad, and so is every later one until an intact key frame. The first is lost, for no decoder gets it whole;
+the later ones are spoiled. Sound is coded so that each packet stands alone. Files and live streams take the longer
+way through ``runtime``; this is the model for training masks and tables.
 """
 
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ def bad_frames(channel: Channel, starts: Floats, seconds: float, recovery: str =
     Row b's first key frame is frame ``37 b mod 60``, so that rows see the whole cycle. ``recovery`` is a key of
     RECOVERIES; UsageError for another.
     """
+    return broken_frames(channel, starts, seconds, recovery)[0]
+
+
+def broken_frames(channel: Channel, starts: Floats, seconds: float, recovery: str = "pli") -> tuple[Bools, Bools]:
+    """Which video frames are bad, and which of these are only spoiled, (B, n) each; see ``bad_frames``."""
     if recovery not in RECOVERIES:
         raise UsageError(f"unknown recovery {recovery!r}; use {', '.join(RECOVERIES)}")
     how = RECOVERIES[recovery]
@@ -68,9 +74,10 @@ def bad_frames(channel: Channel, starts: Floats, seconds: float, recovery: str =
     periodic = (np.arange(times.shape[1]) - 37 * np.arange(len(starts))[:, None]) % GOP == 0
     hit = _hit(channel, times, _P_PACKETS, _P_SPREAD, how.resend)
     if how.intra:
-        return hit
+        return hit, np.zeros_like(hit)
     hit[periodic] = _hit(channel, times[periodic], _KEY_PACKETS, _KEY_SPREAD, how.resend)
-    return _spread(hit, periodic, how.request)
+    bad = _spread(hit, periodic, how.request)
+    return bad, bad & ~hit
 
 
 def _hit(channel: Channel, times: Floats, packets: int, spread: float, resend: bool) -> Bools:
@@ -113,18 +120,36 @@ def clip_coverage(
 
     A device that renders ``frozen`` or ``zeros`` loses nothing that coverage could see.
     """
+    return clip_reception(
+        profile, seed, batch=batch, length=length, clip_seconds=clip_seconds, recovery=recovery, fec=fec
+    )[0]
+
+
+def clip_reception(
+    profile: Profile,
+    seed: int,
+    *,
+    batch: int,
+    length: int,
+    clip_seconds: float,
+    recovery: str = "pli",
+    fec: bool = False,
+) -> tuple[Floats, Floats]:
+    """Coverage of clips and the share of them that is spoiled, (B, L, 2) each; see ``clip_coverage``."""
     span, warm_up = length * clip_seconds, clip_seconds * np.ceil(10.0 / clip_seconds)
     # A minute or so between windows, at irregular steps that no cyclic trace can fall in with.
     steps = np.ceil((span + warm_up + 40 + np.random.PCG64(seed).random_raw(batch) % 40) / clip_seconds)
     starts = clip_seconds * np.cumsum(steps)
     channel = Channel(profile, seed)
-    out = np.ones((batch, length, 2))
+    coverage, spoiled = np.ones((batch, length, 2)), np.zeros((batch, length, 2))
     if profile.rendering == "absent":
         lost = audio_losses(channel, starts, span, fec=fec)
-        bad = bad_frames(channel, starts - warm_up, span + warm_up, recovery)[:, round(warm_up * FRAME_RATE) :]
-        out[..., 0] -= _share(bad, length, FRAME_RATE * clip_seconds)
-        out[..., 1] -= _share(lost, length, clip_seconds / AUDIO_SECONDS)
-    return out
+        frames = broken_frames(channel, starts - warm_up, span + warm_up, recovery)
+        bad, only = (x[:, round(warm_up * FRAME_RATE) :] for x in frames)
+        coverage[..., 0] -= _share(bad, length, FRAME_RATE * clip_seconds)
+        spoiled[..., 0] += _share(only, length, FRAME_RATE * clip_seconds)
+        coverage[..., 1] -= _share(lost, length, clip_seconds / AUDIO_SECONDS)
+    return coverage, spoiled
 
 
 def _share(flags: Bools, length: int, per_clip: float) -> Floats:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders.clips import FLICKS, ClipSpec, from_flicks
-from imputation.presence import OBSERVED, PresenceRule, absent_state
+from imputation.presence import OBSERVED, SPOILED, PresenceRule, absent_state
 from runtime.tracks import Account, AudioTrack, Piece, VideoTrack
 
 __all__ = ["Clip", "ClipAssembler", "Fate"]
@@ -30,8 +30,9 @@ class Clip:
     """One cell of the grid, closed. Dictionaries are by modality, for those of the bundle.
 
     video: uint8 (T, H, W) or (T, H, W, 3), audio: float32 (S,); None where absent. ``presence`` True = the feature
-    may be believed. ``version`` 0 is the first; 1 is the same clip after a late repair. ``wait_ms`` is the time from
-    the clip's end to its closing, on the receiver's clock; ``decode_ms`` what its packets took to decode.
+    may be believed, with damage in it where ``flags`` says ``spoiled``. ``version`` 0 is the first; 1 is the same clip
+    after a late repair. ``wait_ms`` is the time from the clip's end to its closing, on the receiver's clock;
+    ``decode_ms`` what its packets took to decode.
     """
 
     index: int  # goes on over epochs
@@ -43,7 +44,7 @@ class Clip:
     presence: dict[str, bool]
     coverage: dict[str, float]  # share of the clip's time present and undamaged, 0 to 1
     state: dict[str, str]  # observed, damaged, late, lost, shed
-    flags: dict[str, tuple[str, ...]]  # frozen, blank, silent
+    flags: dict[str, tuple[str, ...]]  # frozen, blank, silent, spoiled
     severity: dict[str, float]  # how bad the damaged part is thought to be, 0 to 1
     version: int = 0
     wait_ms: float = 0.0
@@ -310,10 +311,14 @@ class ClipAssembler:
             start = k * track.length
             account: Account = track.account(start, start + track.length)
             coverage[m], severity[m], flags[m] = account.covered / track.length, account.severity, ()
-            presence[m] = m not in cell.shed and self.rule.present(m, coverage[m])
+            spoiled = account.missing.get("damaged", 0) / track.length
+            presence[m] = m not in cell.shed and self.rule.present(m, coverage[m], spoiled)
             if presence[m]:
+                forgiven = self.rule.forgives(m, spoiled)
+                if forgiven:
+                    account.forgive()
                 state[m], content[m] = OBSERVED, track.lay(account, start)
-                flags[m] = track.flags(content[m])
+                flags[m] = track.flags(content[m]) + (SPOILED,) * forgiven
             elif m in cell.shed:
                 state[m] = "shed"
             else:

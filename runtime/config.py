@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any, Protocol
 
 from encoders.settings import assignments, override
+from imputation.presence import PresenceRule
 from runtime.errors import ConfigError, UsageError
 from runtime.jitter import AdaptiveDelay
 
@@ -25,6 +26,7 @@ class BundleFacts(Protocol):
     lookahead: int
     min_clips: int
     thresholds: Any
+    forgive: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +61,17 @@ class DelaySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PresenceSettings:
-    """Coverage that a clip must exceed for its feature to be believed, 0..1."""
+    """Coverage that a clip must exceed for its feature to be believed, 0..1; see imputation.presence."""
 
     video: float = 0.5
     audio: float = 0.75
+    forgive_video: float = 0.0  # share of a clip that may be spoiled and counts as covered all the same
+    forgive_audio: float = 0.0
+
+    @property
+    def rule(self) -> PresenceRule:
+        """The one rule that says what is present."""
+        return PresenceRule(**dataclasses.asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +146,7 @@ def resolve(
         "window.lookahead": facts.lookahead,
         "window.min_clips": facts.min_clips,
         **{f"presence.{name}": share for name, share in thresholds.items()},
+        **{f"presence.forgive_{name}": share for name, share in facts.forgive.items()},
         **PRESETS[preset],
     }
     if lookahead is not None:
@@ -181,6 +191,9 @@ def _check(config: RuntimeConfig) -> None:
         share = getattr(config.presence, name)
         if not 0 <= share < 1:
             raise ConfigError(f"presence.{name} is {share:g}; use a share from 0 to below 1")
+        forgiven = getattr(config.presence, f"forgive_{name}")
+        if not 0 <= forgiven <= 1:
+            raise ConfigError(f"presence.forgive_{name} is {forgiven:g}; use a share from 0 to 1")
     if engine.threads < 1 or (engine.deterministic and engine.threads != 1):
         raise ConfigError(
             f"engine.threads is {engine.threads}; deterministic runs use 1 (or set engine.deterministic=false)"

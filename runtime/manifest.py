@@ -32,6 +32,7 @@ WeightsFile = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9
 EncoderFile = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.(safetensors|onnx)$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Forgiven = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 def _exact(value: Any) -> Any:
@@ -116,6 +117,7 @@ class Manifest(_Part):
     lookahead: Annotated[int, Field(ge=0)] = 0  # F_max, clips after the window that the imputer was trained with
     min_clips: Annotated[int, Field(ge=1)] = 3  # clips that must exist before the first prediction
     thresholds: dict[Modality, Share] = {"video": 0.5, "audio": 0.75}  # coverage strictly above it is presence
+    forgive: dict[Modality, Forgiven] = {}  # share that may be spoiled and still count as covered; none: 0
     content_policy: dict[str, tuple[Modality, ...]] = {}  # flag -> modalities whose feature it makes unbelievable
     encoders: Annotated[dict[Modality, EncoderPart], Field(min_length=1)]
     face: Model | None = None  # finds the face, where an encoder wants to see one
@@ -154,8 +156,9 @@ class Manifest(_Part):
         return tuple(dict.fromkeys(named))
 
     def to_json(self) -> str:
-        """The text of ``bundle.json``."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        """The text of ``bundle.json``; of a bundle that forgives nothing, as it was before there was forgiving."""
+        values = self.model_dump(mode="json", exclude=None if self.forgive else {"forgive"})
+        return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def parse_manifest(text: str, where: str) -> Manifest:

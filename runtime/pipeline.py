@@ -17,7 +17,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imputation.presence import PresenceRule
 from runtime.clip import Clip
 from runtime.config import RuntimeConfig, resolve
 from runtime.errors import SourceError, UsageError
@@ -86,7 +85,7 @@ class Pipeline:
         receiver = Receiver(
             info,
             self.engine.spec,
-            PresenceRule(video=config.presence.video, audio=config.presence.audio),
+            config.presence.rule,
             delay=config.delay.policy,
             lookahead=config.window.lookahead,
             late_repair=config.delay.late_repair,

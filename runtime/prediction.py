@@ -10,7 +10,7 @@ class ClipProvenance:
 
     clip: int
     state: dict[str, str]  # observed, damaged, late, lost, shed
-    flags: dict[str, tuple[str, ...]]  # frozen, blank, silent, no_face, context_hole
+    flags: dict[str, tuple[str, ...]]  # frozen, blank, silent, no_face, context_hole, spoiled (believed all the same)
     rung: dict[str, str]  # "observed", or the rung of the fill ladder that filled it
     coverage: dict[str, float]  # share of the clip's time that was present and undamaged
 

@@ -47,6 +47,17 @@ class Account:
     good: list[Piece] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)  # of the good pieces
     holes: list[tuple[int, int]] = field(default_factory=list)  # time without a good piece
+    damaged: list[Piece] = field(default_factory=list)  # where there are holes
+
+    def forgive(self) -> None:
+        """Take damaged pieces for good ones where there is nothing better; what they are is still in ``missing``."""
+        parts = list(zip(self.spans, self.good, strict=True))
+        for piece in self.damaged:
+            here = _overlaps(self.holes, [(piece.start, piece.end)])
+            self.holes = _subtract(self.holes, here)
+            parts += [(span, piece) for span in here]
+        parts.sort(key=lambda part: part[0])
+        self.spans, self.good = [span for span, _ in parts], [piece for _, piece in parts]
 
 
 class Track:
@@ -93,6 +104,7 @@ class Track:
         if cursor < end:
             out.holes.append((cursor, end))
         if out.holes:
+            out.damaged = damaged
             self._explain(out, damaged)
         return out
 
@@ -242,6 +254,7 @@ class AudioTrack(Track):
         if not account.good:
             return None
         sound = [p for p in account.good if p.content is not None]
+        sound.sort(key=lambda p: not p.damaged)  # where both were heard, the good one counts
         samples = lay_audio([p.content for p in sound], [p.start - start for p in sound], self.length)  # type: ignore[misc]
         silence_holes(samples, [(a - start, b - start) for a, b in account.holes], self._fade)
         return samples

@@ -18,6 +18,7 @@ from encoders import registry
 from encoders.video import face_box
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, LegatoError, OutputError, UsageError
+from runtime.manifest import parse_manifest
 from runtime.weights import check_weights
 from tests.bundles import ENCODERS, LABELS, tiny_manifest, tiny_tensors, write_tiny_bundle
 
@@ -52,6 +53,13 @@ def test_a_bundle_that_was_written_is_read(folder):
     assert bundle.manifest.labels == LABELS
     assert bundle.manifest.clip_seconds * 2 == 1
     assert set(bundle.manifest.sha256) == {path.name for path in folder.glob("*.safetensors")}
+
+
+def test_a_bundle_that_forgives_nothing_is_written_as_ever_and_one_that_does_says_so():
+    plain, kind = tiny_manifest(), tiny_manifest(forgive={"video": 1.0, "audio": 0.5})
+    assert plain.forgive == {} and '"forgive"' not in plain.to_json()
+    assert parse_manifest(plain.to_json(), "it") == plain
+    assert parse_manifest(kind.to_json(), "it").forgive == {"video": 1.0, "audio": 0.5}
 
 
 def test_the_hash_follows_every_weight(folder):
@@ -157,6 +165,8 @@ def test_a_newer_format_asks_for_an_update(folder):
         ({"clip_seconds": "a/0"}, "clip_seconds is 'a/0': input should be seconds like 0.4 or 2/5"),
         ({"clip_seconds": True}, "clip_seconds is True: input should be seconds like"),
         ({"labels": ["a", "a"]}, r"labels \['a', 'a'\] are not all different"),
+        ({"forgive": {"video": 1.5}}, r"forgive\.video is 1\.5: input should be less than or equal to 1"),
+        ({"forgive": {"smell": 0.5}}, "forgive.smell"),
         ({"thresholds": {"video": 1.0}}, r"thresholds\.video is 1\.0: input should be less than 1"),
         ({"thresholds": {"video": 0.5}}, "thresholds has no value for audio"),
         ({"content_policy": {"ugly": ["video"]}}, "content_policy names the flag 'ugly'; known: frozen"),

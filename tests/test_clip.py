@@ -18,11 +18,11 @@ PICTURE = np.arange(SIZE * SIZE, dtype=np.uint8).reshape(SIZE, SIZE)
 class Assembled(ClipAssembler):
     """An assembler that notes what it settles."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, rule: PresenceRule | None = None, **options: Any) -> None:
         self.settled: list[tuple[str, str, int]] = []
         super().__init__(
             SPEC,
-            PresenceRule(),
+            rule or PresenceRule(),
             Fraction(0),
             ("video", "audio"),
             settle=lambda m, outcome, seqs: self.settled.extend((m, outcome, seq) for seq in seqs),
@@ -35,11 +35,11 @@ class Assembled(ClipAssembler):
             fate = self.packet("video", seq, seq * 40 * MS)
             self.frame(seq * 40 * MS, 40 * MS, PICTURE + seq, damaged, 0.5, [fate] if fate else [])
 
-    def hear(self, first: int, last: int) -> None:
+    def hear(self, first: int, last: int, damaged: bool = False, level: float = 0.5) -> None:
         """Blocks number ``first`` to ``last`` of 20 ms."""
         for seq in range(first, last):
             fate = self.packet("audio", seq, seq * 20 * MS)
-            self.block(seq * 20 * MS, np.full(20, 0.5, np.float32), False, 0.0, [fate] if fate else [])
+            self.block(seq * 20 * MS, np.full(20, level, np.float32), damaged, 0.5, [fate] if fate else [])
 
 
 def test_a_clip_is_complete_when_both_watermarks_passed_its_end() -> None:
@@ -153,3 +153,85 @@ def test_the_end_settles_what_reaches_only_into_a_clip_that_does_not_exist() -> 
     a.close()
     a.finish()
     assert a.settled == [("audio", "used", 0), ("audio", "used", 1), ("audio", "unused", 2)]
+
+
+FORGIVING = PresenceRule(video=0.5, audio=0.25, forgive_video=1.0, forgive_audio=0.5)
+
+
+def test_a_forgiven_clip_is_looked_at_as_it_came_and_says_so() -> None:
+    a = Assembled(FORGIVING)
+    a.see(0, 2)
+    a.see(2, 8, damaged=True)
+    a.gap("video", 320 * MS, 400 * MS)
+    a.hear(0, 4)
+    a.hear(4, 12, damaged=True, level=0.25)
+    a.gap("audio", 240 * MS, 400 * MS)
+    clip = a.close()[0]
+    assert clip.presence == {"video": True, "audio": True} and clip.state == {"video": "observed", "audio": "observed"}
+    assert clip.coverage == pytest.approx({"video": 0.2, "audio": 0.2})  # what came undamaged, as ever
+    assert clip.severity == pytest.approx({"video": 0.5, "audio": 0.5})
+    assert clip.flags == {"video": ("spoiled",), "audio": ("spoiled",)}
+    assert clip.video is not None and clip.audio is not None
+    shown = clip.video[:, 0, 0].tolist()
+    assert shown == sorted(shown) and shown[0] <= 1 and shown[-1] == 7  # the hole is closed with the last that came
+    assert clip.audio[70] == 0.5 and clip.audio[150] == 0.25 and not clip.audio[241:].any()
+    a.finish()
+    outcomes = {(m, o): sum(s[:2] == (m, o) for s in a.settled) for m, o, _ in a.settled}
+    assert outcomes == {("video", "used"): 2, ("video", "damaged"): 6, ("audio", "used"): 4, ("audio", "damaged"): 8}
+
+
+def test_too_much_that_is_spoiled_is_not_forgiven_and_the_good_part_counts_alone() -> None:
+    a = Assembled(FORGIVING)
+    a.hear(0, 6)
+    a.hear(6, 20, damaged=True)
+    clip = a.close()[0]
+    assert clip.presence["audio"] and clip.flags["audio"] == ()
+    assert clip.audio is not None and not clip.audio[121:].any()  # holes closed as if nothing had come
+    a.hear(20, 24)
+    a.hear(24, 40, damaged=True)
+    assert a.close()[0].state["audio"] == "damaged"
+
+
+def test_what_was_lost_is_forgiven_nobody() -> None:
+    def closed(rule: PresenceRule) -> Any:
+        a = Assembled(rule)
+        a.see(0, 4)
+        a.gap("video", 160 * MS, 400 * MS)
+        a.hear(0, 4)
+        a.gap("audio", 80 * MS, 400 * MS)
+        clip = a.close()[0]
+        return clip.presence, clip.state, clip.coverage, clip.flags, clip.severity
+
+    everything = PresenceRule(video=0.5, audio=0.25, forgive_video=1.0, forgive_audio=1.0)
+    assert closed(everything) == closed(PresenceRule(video=0.5, audio=0.25))
+    assert closed(everything)[1] == {"video": "lost", "audio": "lost"}
+
+
+def test_a_whole_clip_has_nothing_to_forgive() -> None:
+    a = Assembled(FORGIVING)
+    a.see(0, 10)
+    a.hear(0, 20)
+    assert a.close()[0].flags == {"video": (), "audio": ()}
+
+
+def test_a_good_block_wins_over_a_damaged_one_at_the_same_time() -> None:
+    a = Assembled(FORGIVING)
+    a.hear(0, 10)
+    a.hear(10, 12, damaged=True, level=0.25)
+    a.block(190 * MS, np.full(40, 1.0, np.float32), True, 0.5, [])  # overlaps what came before
+    clip = a.close()[0]
+    assert clip.audio is not None and clip.audio[195] == 0.5 and clip.audio[225] != 0
+
+
+def test_a_late_repair_takes_the_place_of_what_was_forgiven() -> None:
+    a = Assembled(FORGIVING, lookahead=1)
+    a.see(0, 4)
+    a.see(4, 10, damaged=True)
+    a.hear(0, 20)
+    first = a.close()[0]
+    assert first.presence["video"] and first.flags["video"] == ("spoiled",)
+    for seq in range(4, 10):
+        a.frame(seq * 40 * MS, 40 * MS, PICTURE + 100, False, 0.0, [])
+    (mended,) = a.repairs()
+    assert (mended.version, mended.coverage["video"], mended.flags["video"]) == (1, 1.0, ())
+    assert mended.video is not None and mended.video[-1, 0, 0] == 100

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from imputation.presence import PresenceRule
 from runtime.config import PRESETS, RuntimeConfig, WindowSettings, resolve
 from runtime.errors import ConfigError, LegatoError, UsageError
 from runtime.jitter import AdaptiveDelay
@@ -13,7 +14,7 @@ from runtime.jitter import AdaptiveDelay
 
 def bundle(**changes: Any) -> Any:
     facts = {"name": "talk", "clip_seconds": 0.4, "window": 10, "lookahead": 3, "min_clips": 3}
-    return SimpleNamespace(**(facts | {"thresholds": {"video": 0.5, "audio": 0.8}} | changes))
+    return SimpleNamespace(**(facts | {"thresholds": {"video": 0.5, "audio": 0.8}, "forgive": {}} | changes))
 
 
 def test_a_bundle_s_own_values_are_the_default():
@@ -21,6 +22,12 @@ def test_a_bundle_s_own_values_are_the_default():
     assert config.clip.seconds == Fraction(2, 5) and config.window_seconds == 4
     assert config.window == WindowSettings(clips=10, lookahead=3, min_clips=3)
     assert config.presence.audio == 0.8
+
+
+def test_what_a_bundle_forgives_is_in_the_rule_of_a_run():
+    assert resolve(bundle()).presence.rule == PresenceRule(video=0.5, audio=0.8)
+    config = resolve(bundle(forgive={"video": 1.0}), overrides=["presence.forgive_audio=0.5"])
+    assert config.presence.rule == PresenceRule(video=0.5, audio=0.8, forgive_video=1.0, forgive_audio=0.5)
 
 
 def test_overrides_win_over_the_preset_and_the_preset_over_the_bundle():
@@ -58,6 +65,7 @@ def test_every_preset_resolves_and_states_its_latency(preset):
         ("delay.floor=2", "delay.floor 2 and delay.cap 0.5 contradict each other"),
         ("delay.cap=NaN", "delay.cap nan contradict"),
         ("presence.audio=1", "presence.audio is 1; use a share from 0 to below 1"),
+        ("presence.forgive_video=1.5", "presence.forgive_video is 1.5; use a share from 0 to 1"),
         ("engine.threads=4", "engine.threads is 4; deterministic runs use 1"),
         ("engine.deterministic=maybe", "'maybe' is not of type bool"),
         ("engine.decode_ahead=-1", "engine.decode_ahead is -1"),

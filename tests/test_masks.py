@@ -9,7 +9,7 @@ from encoders.errors import ConfigError, UsageError
 from imputation import masks
 from imputation.channel import Channel, open_profile
 from imputation.presence import PresenceRule
-from imputation.reception import RECOVERIES, audio_losses, bad_frames, clip_coverage
+from imputation.reception import RECOVERIES, audio_losses, bad_frames, broken_frames, clip_coverage, clip_reception
 
 
 def rng() -> np.random.Generator:
@@ -102,6 +102,27 @@ def test_network_masks_follow_the_presence_rule():
     assert (hidden[..., 1] == (coverage[..., 1] <= 0.75 + 1e-9)).all()
     strict = masks.network(profile, 5, batch=40, length=8, rule=PresenceRule(video=0.95, audio=0.95))
     assert (strict >= hidden).all() and strict.sum() > hidden.sum()
+
+
+def test_network_masks_forgive_what_came_spoiled_and_nothing_else():
+    profile, size = open_profile("wifi-poor"), {"batch": 60, "length": 8}
+    strict, kind = (
+        masks.network(profile, 5, **size, rule=PresenceRule(video=0.5, forgive_video=share)) for share in (0.0, 1.0)
+    )
+    coverage, spoiled = clip_reception(profile, 5, **size, clip_seconds=0.4)
+    assert (strict == masks.network(profile, 5, **size)).all() and (kind <= strict).all() and kind.sum() < strict.sum()
+    assert (kind[..., 0] == (coverage[..., 0] + spoiled[..., 0] <= 0.5 + 1e-9)).all()
+    assert (kind[..., 1] == strict[..., 1]).all() and not spoiled[..., 1].any()  # its sound is never spoiled
+    assert (coverage + spoiled <= 1 + 1e-9).all() and (spoiled[..., 0] > 0).any()
+    alone = clip_reception(profile, 5, **size, clip_seconds=0.4, recovery="intra")[1]
+    assert not alone.any()  # a picture that stands alone comes or does not
+
+
+def test_a_frame_is_spoiled_only_by_one_before_it():
+    bad, spoiled = (x[0] for x in broken_frames(Channel(open_profile("iid-1"), 2), np.zeros(1), 20.0, "gop"))
+    assert (bad == bad_frames(Channel(open_profile("iid-1"), 2), np.zeros(1), 20.0, "gop")[0]).all()
+    assert spoiled.any() and (bad & ~spoiled).any() and not (spoiled & ~bad).any()
+    assert not (spoiled[1:] & ~bad[:-1]).any() and not spoiled[0]
 
 
 def test_network_masks_repeat_with_their_seed():

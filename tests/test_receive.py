@@ -18,9 +18,17 @@ from runtime.receive import Receiver
 from tests.fakes import CODECS, INFO, SPEC, TICK, FakeClock, fake_parts, packet, sent, stream, track
 
 
-def receiver(info: StreamInfo = INFO, *, chained: Sequence[str] = (), hold: int = 0, **options: Any) -> Receiver:
+def receiver(
+    info: StreamInfo = INFO,
+    *,
+    chained: Sequence[str] = (),
+    hold: int = 0,
+    rule: PresenceRule | None = None,
+    **options: Any,
+) -> Receiver:
     options.setdefault("delay", 0.05)
-    return Receiver(info, SPEC, PresenceRule(), parts=fake_parts(chained, hold), stopwatch=FakeClock(), **options)
+    rule = rule or PresenceRule()
+    return Receiver(info, SPEC, rule, parts=fake_parts(chained, hold), stopwatch=FakeClock(), **options)
 
 
 def play(packets: Sequence[Packet | Decision], to: Receiver) -> list[Clip]:
@@ -173,6 +181,37 @@ def test_a_frame_with_a_broken_reference_is_damaged_until_the_next_keyframe() ->
     assert [c.state["video"] for c in clips] == ["observed", "damaged", "damaged", "observed", "observed"]
     assert clips[1].severity["video"] == 0.5
     assert r.ledger["video"].counts.damaged == 13
+
+
+def test_damage_that_is_forgiven_is_looked_at_and_still_counted_as_damage() -> None:
+    video = [replace(p, keyframe=p.seq % 25 == 0) for p in track("video", 2.0)]
+    packets = without(sent(video + track("audio", 2.0)), "video", [11])
+    r = receiver(chained=("video",), rule=PresenceRule(forgive_video=1.0))
+    clips = play(packets, r)
+    assert [round(c.coverage["video"], 3) for c in clips] == [1.0, 0.1, 0.5, 1.0, 1.0]
+    assert all(c.presence["video"] and c.state["video"] == "observed" for c in clips)
+    assert [c.flags["video"] for c in clips] == [(), ("spoiled",), ("spoiled",), (), ()]
+    assert clips[1].video is not None and clips[1].video[-1, 0, 0] == 29  # the last that came, though damaged
+    assert (r.ledger["video"].counts.damaged, r.ledger["video"].counts.unused) == (13, 0)
+
+
+@given(st.sets(st.integers(0, 49)), st.sets(st.integers(0, 99)), st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=20, deadline=None)
+def test_forgiving_changes_what_is_believed_and_nothing_that_is_said_of_the_loss(
+    frames: set[int], blocks: set[int], video: float, audio: float
+) -> None:
+    lossy = without(without(stream(2.0), "video", sorted(frames)), "audio", sorted(blocks))
+    info, kind = replace(INFO, duration=2.0), PresenceRule(forgive_video=video, forgive_audio=audio)
+    strict, forgiving = (
+        play(lossy, receiver(info, chained=("video", "audio"), rule=rule)) for rule in (PresenceRule(), kind)
+    )
+    for one, other in zip(strict, forgiving, strict=True):
+        assert (one.coverage, one.severity) == (other.coverage, other.severity)
+        for m in ("video", "audio"):
+            spoiled = "spoiled" in other.flags[m]
+            assert other.presence[m] >= one.presence[m]
+            assert spoiled or (other.presence[m], other.state[m]) == (one.presence[m], one.state[m])
+            assert not spoiled or (other.presence[m] and other.coverage[m] < 1)
 
 
 def test_ties_between_causes_fall_to_damage() -> None:

@@ -214,6 +214,7 @@ def _facts(bundle: "Bundle") -> dict[str, str]:
         "window": f"{manifest.window} clips of {seconds:g} s, lookahead up to {manifest.lookahead}",
         "first answer": f"after {manifest.min_clips} clips",
         "presence": ", ".join(f"{m} above {share:g}" for m, share in manifest.thresholds.items()),
+        "forgiven": ", ".join(f"{m} spoiled up to {share:g}" for m, share in manifest.forgive.items()),
         "encoders": encoders,
         "face": manifest.face.preset if manifest.face else "",
         "fill ladder": ", ".join(rung.rung for rung in manifest.ladder) or "zeros",

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from encoders.clips import ClipSpec
-from imputation.presence import PresenceRule
 from protos import stream_pb2 as pb
 from runtime.config import DelaySettings, RuntimeConfig
 from runtime.errors import SourceError
@@ -52,12 +51,11 @@ class Offer:
 
     def open(self, ident: str, plan: Plan, limits: Limits) -> Stream:
         """The state of a new stream; opens its decoders. Raises Refused where a codec cannot be opened."""
-        presence = self.config.presence
         try:
             receiver = Receiver(
                 plan.info,
                 self.spec,
-                PresenceRule(video=presence.video, audio=presence.audio),
+                self.config.presence.rule,
                 delay=self.delay(plan).policy,
                 lookahead=plan.lookahead,
                 late_repair=self.config.delay.late_repair,
