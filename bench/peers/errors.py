@@ -6,6 +6,7 @@ rules, and trained imputers by their folders.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,8 +61,9 @@ def page(found: Mapping[str, Mapping[str, Sequence[float]]], about: Mapping[str,
     for name, by in found.items():
         cells = [sum(by[c]) / 2 for c in conditions] + [sum(by[c][m] for c in conditions) / len(by) for m in (0, 1)]
         lines.append(f"| {name} | " + " | ".join(f"{x:.3f}" for x in cells) + " |")
-    if about["peers"]:
-        lines += ["", "Peers:", ""]
+    lines += ["", "What was trained:", ""] if about["peers"] or about["ours"] else []
+    for name, made in about["ours"].items():
+        lines.append(f"- {name}: {made['preset']} {made['overrides']}, {made.get('steps', 'unknown')} steps.")
     for name, peer in about["peers"].items():
         lost = ", ".join(f"{100 * x:.0f} % of {m}" for x, m in zip(peer["variance_lost"], MODALITIES, strict=True))
         training = peer["training"]
@@ -87,7 +89,9 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"{min(twice)} names two fills; give each its own name")
     imputers = {**{name: load_imputer(name) for name in RULES}, **trained, **filled}
     found = errors(imputers, test, draws=args.draws, seed=args.draw_seed)
-    about = {"windows": len(test), "length": test.length, "width": test.width, "draws": args.draws,
+    folders = {name: Path(path) for name, path in assignments(args.imputer).items() if path not in RULES}
+    ours = {name: json.loads((folder / "imputer.json").read_text()) for name, folder in folders.items()}
+    about = {"windows": len(test), "length": test.length, "width": test.width, "draws": args.draws, "ours": ours,
              "peers": {name: fill.about["about"]["peer"] for name, fill in filled.items()}}  # fmt: skip
     write_results(args.results, args.name, {**about, "errors": found}, page(found, about))
 

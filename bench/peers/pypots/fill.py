@@ -75,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--features", type=Path, required=True, help="a feature file with its splits")
     parser.add_argument("--steps", type=int, required=True, help="masked steps of training")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and filled windows")
-    parser.add_argument("--peers", nargs="+", default=["saits", "brits", "csdi"], metavar="NAME", help=", ".join(PEERS))
+    parser.add_argument(
+        "--peers", nargs="+", default=["saits", "brits", "gpvae"], metavar="NAME", help=", ".join(PEERS)
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--components", type=int, default=32, help="principal components of each modality; 0: none")
