@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,10 @@ from imputation.study.streaming import Streaming
 from imputation.train import MAETraining, fit_variance, train_mae, validation_error
 from imputation.train_head import HeadTraining, train_head
 
-__all__ = ["Remembering", "Workshop", "raw_zero", "steps_of"]
+__all__ = ["FITTED", "Remembering", "Workshop", "raw_zero", "steps_of"]
+
+# kind of fill -> what trains it on (training windows, validation windows, folder, seed), beside `imputation.fit`'s own
+FITTED: dict[str, Callable[[FeatureSet, FeatureSet, Path, int], nn.Module]] = {}
 
 
 class Workshop:
@@ -76,6 +79,8 @@ class Workshop:
         out = self.folder / (f"{self.kind}/fills" if recipe.consistency else "fills") / name
         if (out / "imputer.json").exists():
             return load_imputer(out)
+        if recipe.kind in FITTED:
+            return FITTED[recipe.kind](self.fold.train, self.fold.validation, out, self.seed)
         if recipe.kind != "mae":
             return fit_fill(recipe.kind, self.fold.train, self.fold.validation, out, **recipe.options)[0]
         if not recipe.consistency:
