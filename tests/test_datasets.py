@@ -88,11 +88,17 @@ def test_a_wrong_dataset_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"labels.csv cannot be read"):
         list_samples(f"grid:{tmp_path}")
     (tmp_path / "labels.csv").write_text("file,speaker\n")
-    with pytest.raises(DataError, match=r"labels.csv has no column label, split, seconds"):
+    with pytest.raises(DataError, match=r"labels.csv has no column label, split;"):
         list_samples(f"grid:{tmp_path}")
     (tmp_path / "labels.csv").write_text("file,speaker,label,split,seconds\na.mp4,s1,one,train,3\n")
     with pytest.raises(DataError, match="has no sample of split dev; it has train"):
         list_samples(f"grid:{tmp_path}", splits=["dev"])
+
+
+def test_a_table_may_leave_out_how_long_recordings_are(tmp_path):
+    (tmp_path / "labels.csv").write_text("file,speaker,label,split\na.ogg,s1,one,train\n")
+    (sample,) = list_samples(f"java_sed_takes:{tmp_path}")
+    assert (sample.seconds, sample.label, dict(sample.notes)) == (None, "one", {})
 
 
 def test_every_dataset_names_a_function_that_exists():
