@@ -97,6 +97,7 @@ def test_a_wrong_dataset_is_one_sentence(tmp_path, monkeypatch):
 
 def test_a_table_may_leave_out_how_long_recordings_are(tmp_path):
     (tmp_path / "labels.csv").write_text("file,speaker,label,split\na.ogg,s1,one,train\n")
+    (tmp_path / "a.ogg").touch()
     (sample,) = list_samples(f"java_sed_takes:{tmp_path}")
     assert (sample.seconds, sample.label, dict(sample.notes)) == (None, "one", {})
 
