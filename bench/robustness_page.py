@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from statistics import mean
 
 from imputation.study.compare import Answers, Pair, holm
@@ -15,6 +16,7 @@ IMPUTED = ("curri-MAE", "MAE, uniform k", "gaussian", "residual", "MAE + KL", "c
 TUNED = ("curri-MAE-ft-all", "MAE-ft-all", "residual-ft-all", "residual + KL, ft-all", "residual-ft-all, sure",
          "residual-ft-all, consistent", "two readings, zeros twice", "two readings, MAE", "two readings")  # fmt: skip
 RIVAL = "drops"
+NOTES = Path(__file__).with_name("robustness_notes.md")  # what no table says
 HEAVY = 0.6  # share of clips lost from which it is heavy
 
 
@@ -31,6 +33,8 @@ def page(answers: Sequence[Answers], plan: Plan) -> list[str]:
         *_streams(answers),
         *_real(answers, plan),
         *_errors(answers),
+        *NOTES.read_text(encoding="utf-8").splitlines(),
+        "",
         *_everything(answers),
     ]
 
