@@ -231,7 +231,8 @@ def main() -> None:
     data = os.environ.get("LEGATO_DATA")
     if data is None:
         parser.error("LEGATO_DATA is not set; let it name the folder with grid-av and javanese-av-emotion")
-    pipeline = Pipeline.from_bundle(Bundle.load("talk"), device="cpu", overrides=["engine.decode_ahead=0"])
+    overrides = ["engine.decode_ahead=0", "presence.audio=0.75"]  # neighbours by the rule it is held against
+    pipeline = Pipeline.from_bundle(Bundle.load("talk"), device="cpu", overrides=overrides)
     if options.cache is not None and options.cache.exists():
         found = Measured.load(options.cache)
     else:

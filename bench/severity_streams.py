@@ -6,7 +6,7 @@ serving, where damaged pictures and sound are left out of clips, and *forgiving*
 runtime's own receiver; only the verdict is changed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,20 +135,32 @@ class Received:
 def scenes(data: Path, corpus: str, count: int, seed: int) -> Iterator[Scene]:
     """``count`` streams, speakers in turn, voices in turn."""
     rng = np.random.default_rng(seed)
-    by_speaker: dict[str, list[Path]] = {}
-    for sample in {"grid": grid, "java_sed": java_sed}[corpus].list_samples(data / FOLDERS[corpus]):
-        by_speaker.setdefault(sample.speaker, []).append(sample.path)
+    by_speaker = recordings(data, corpus)
     speakers = sorted(by_speaker)
     for i in range(count):
         who = speakers[i % len(speakers)]
         other = speakers[(i + 1 + i // len(speakers)) % len(speakers)]
-        voice = list(LABELS)[i % len(LABELS)]
-        pictures, sound = _joined(rng, by_speaker[who])
-        if voice == "other":
-            sound = np.resize(_joined(rng, by_speaker[other])[1], len(sound))
-        if voice == "noise":
-            sound = QUIET * rng.standard_normal(len(sound)).astype(np.float32)
-        yield Scene(corpus=corpus, speaker=who, voice=voice, pictures=pictures, sound=sound)
+        yield scene(rng, by_speaker, corpus, who, list(LABELS)[i % len(LABELS)], other)
+
+
+def recordings(data: Path, corpus: str) -> dict[str, list[Path]]:
+    """The sentences of each speaker."""
+    by_speaker: dict[str, list[Path]] = {}
+    for sample in {"grid": grid, "java_sed": java_sed}[corpus].list_samples(data / FOLDERS[corpus]):
+        by_speaker.setdefault(sample.speaker, []).append(sample.path)
+    return by_speaker
+
+
+def scene(
+    rng: np.random.Generator, by_speaker: Mapping[str, Sequence[Path]], corpus: str, who: str, voice: str, other: str
+) -> Scene:
+    """One stream: sentences of ``who``, heard with that voice; ``other`` lends theirs where it is another's."""
+    pictures, sound = _joined(rng, by_speaker[who])
+    if voice == "other":
+        sound = np.resize(_joined(rng, by_speaker[other])[1], len(sound))
+    if voice == "noise":
+        sound = QUIET * rng.standard_normal(len(sound)).astype(np.float32)
+    return Scene(corpus=corpus, speaker=who, voice=voice, pictures=pictures, sound=sound)
 
 
 def _joined(rng: np.random.Generator, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:

@@ -89,3 +89,31 @@ def test_a_forgiving_receiver_differs_in_its_verdict_only(tmp_path: Path, coding
     assert sum(c.coverage["video"] for c in lenient.clips) > sum(c.coverage["video"] for c in strict.clips) + 1
     spoiled = [k for k in lenient.facts.values() if isinstance(k, Facts) and k.lost]
     assert spoiled and all(0 < k.share < 1.5 and k.severity > 0 for k in spoiled if k.since)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("coding", ["P", "B"])
+def test_the_runtime_forgives_exactly_as_it_was_measured(tmp_path: Path, coding: str):
+    from imputation.presence import PresenceRule
+    from runtime.pipeline import Pipeline, receive
+    from runtime.receive import Receiver
+    from runtime.sources import open_source
+
+    pipeline = Pipeline.from_bundle("talk", device="cpu", overrides=["engine.decode_ahead=0"])
+    tone = 0.2 * np.sin(np.arange(64_000) / 20).astype(np.float32)
+    scene = Scene(corpus="grid", speaker="s1", voice="pair", pictures=np.stack(moving_pictures(100, (96, 128))),
+                  sound=tone)  # fmt: skip
+    path = coded(scene, "still", coding, tmp_path / "coded.mkv")
+    measured = received(pipeline, path, "iid-10", 1, forgives=True).clips
+    source = open_source(path, loss="iid-10", seed=1)
+    everything = PresenceRule(video=0.0, audio=0.0, forgive_video=1.0, forgive_audio=1.0)
+    receiver = Receiver(source.info, pipeline.engine.spec, everything, delay=pipeline.config.delay.policy)
+    clips = [clip for clip in receive(source.packets(), receiver) if clip.version == 0]
+    source.close()
+    assert any("spoiled" in c.flags["video"] for c in clips) and any("spoiled" in c.flags["audio"] for c in clips)
+    for mine, theirs in zip(clips, measured, strict=True):
+        assert mine.start == theirs.start and mine.presence == theirs.presence
+        for m in ("video", "audio"):
+            same = getattr(mine, m), getattr(theirs, m)
+            assert same[0] is same[1] is None or np.array_equal(*same)
+            assert mine.coverage[m] == pytest.approx(theirs.coverage[m]) or "spoiled" in mine.flags[m]
