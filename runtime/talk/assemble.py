@@ -29,6 +29,9 @@ ATTRIBUTION = (
     "and ESC-10 (Piczak, 2015; CC BY 3.0). "
     "The face net was distilled from BlazeFace (Bazarevsky et al., 2019; Apache-2.0)."
 )
+# What of a clip is believed: `bench.severity` chose it on features that came so, `bench.forgiven` judged it on replays.
+THRESHOLDS = {"video": 0.5, "audio": 0.25}
+FORGIVE = {"video": 1.0, "audio": 0.5}
 RESEARCH = " Also trained on Java-SED (Arifin et al., 2022), for research only: do not redistribute."
 
 
@@ -107,6 +110,8 @@ def manifest_of(
         "window": recipe.window,
         "lookahead": recipe.lookahead,
         "min_clips": recipe.min_clips,
+        "thresholds": THRESHOLDS,
+        "forgive": FORGIVE,
         "encoders": {
             "video": {"preset": "r2plus1d_talk", "weights": "video.safetensors"},
             "audio": {"preset": "conv2d_talk", "weights": "audio.safetensors"},
@@ -168,6 +173,23 @@ against a still face with a voice, {mismatch:.3f} against another voice.
 """
 
 
+def believed(manifest: Manifest) -> str:
+    """Which clips are looked at although they did not come whole."""
+    rows = "\n".join(
+        f"| {modality} | {100 * share:g} % | {100 * manifest.forgive.get(modality, 0):g} % |"
+        for modality, share in manifest.thresholds.items()
+    )
+    return f"""A clip that did not come whole is believed where more of it came than this, what an earlier loss spoiled
+included up to a share of the clip (`bench/results/severity.md`, `bench/results/forgiven.md`):
+
+| | came | of it spoiled, at most |
+|---|---|---|
+{rows}
+
+The scores for real links are of features, where nothing spoiled was believed.
+"""
+
+
 def card(manifest: Manifest) -> str:
     """The bundle's page for people."""
     recipe, metrics = manifest.training["recipe"], manifest.metrics
@@ -198,6 +220,7 @@ or the packets of a real link:
 |---|---|
 {lossy}
 
+{believed(manifest)}
 What is served was chosen by validation speakers, of these arms (a head and what fills for it; the score is a mean over
 nothing lost and 10 to 90 % of the clips):
 
