@@ -161,7 +161,7 @@ def lines_of(found: dict[str, Row]) -> list[str]:
         f"{100 * a['observed']:.0f} to {100 * b['observed']:.0f} %; {100 * b['spoiled']:.0f} % are believed with "
         f"damage in them. Alone, pictures give {every['pictures']['points']:+.1f} ± "
         f"{every['pictures']['points_error']:.1f} points and sound {every['sound']['points']:+.1f} ± "
-        f"{every['sound']['points_error']:.1f}: a head that compares mouth and voice wants both.",
+        f"{every['sound']['points_error']:.1f}.",
         "",
         "| loss, rule | answers | right | points | nats | believed | spoiled | calibration error |",
         "|---|---|---|---|---|---|---|---|",
