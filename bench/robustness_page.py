@@ -101,7 +101,8 @@ def _tuned(answers: Sequence[Answers]) -> list[str]:
             for c in a.chosen(name):
                 cells.setdefault(name, {})[a.case, a.kind, c] = a.pair(name, RIVAL, [c])
             heavy = [c for c in a.rates(name) if int(c.partition("/")[0]) / a.length >= HEAVY - 1e-9]
-            row.append(f"{_points(a.pair(name, RIVAL, a.chosen(name)))}; {_points(a.pair(name, RIVAL, heavy))}")
+            both = [a.pair(name, RIVAL, conditions) for conditions in (a.chosen(name), heavy) if conditions]
+            row.append("; ".join(map(_points, both)))
         lines.append(f"| {a.case} | {a.kind} | {_percent(a.averaged(RIVAL))} | {' | '.join(row)} |")
     lines.append("")
     for name, by in cells.items():
@@ -122,7 +123,8 @@ def _kept(answers: Sequence[Answers]) -> list[str]:
         whole = a.accuracy("Pristine", f"0/{a.length}")
         cells = []
         for name in names:
-            at = [f"{math.floor(share * a.length + 0.5)}/{a.length}" for share in (0.4, 0.6, 0.8)]
+            lost = [min(a.length - 1, math.floor(share * a.length + 0.5)) for share in (0.4, 0.6, 0.8)]
+            at = [f"{k}/{a.length}" for k in lost]
             cells.append(" ".join(f"{100 * a.accuracy(name, c) / whole:.0f}" for c in at) if name in a.units else "")
         lines.append(f"| {a.case} | {a.kind} | {' | '.join(cells)} |")
     return [*lines, ""]
