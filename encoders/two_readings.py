@@ -1,7 +1,7 @@
 """A head that reads a damaged window twice: as it was filled, and with zeros at what is absent; it believes both alike.
 
 Ours. A head that is trained on zeros learns what an absence means and is never misled by a fill; one that is trained on
-fills sees a whole window and profits where they are good. The mean of their probabilities is taken, since their mistakes
+fills sees a whole window and profits where they are good. The mean of their probabilities is taken, for their mistakes
 differ (``bench.robustness`` measures it against either). Both members learn in the same steps, each by its own loss.
 
 B batch, W window position (clip), M modality (video, audio), D feature width, R reading (filled, zeros), K class.
