@@ -127,6 +127,12 @@ def test_every_arm_names_heads_and_fills_that_there_are():
         assert head.fill in {*FILLS, *RULES}, name
 
 
+def test_every_recipe_is_of_some_arm():
+    heads = {arm.head for arm in ARMS.values()}
+    assert set(HEADS) == heads | {head.start for head in HEADS.values() if head.start}
+    assert set(FILLS) <= {arm.fill for arm in ARMS.values()} | {HEADS[head].fill for head in heads}
+
+
 def test_the_papers_arms_are_those_of_each_head():
     assert set(arms_of("paper", "linear")) == {
         "Pristine", "Video only", "Audio only", "Backoff", "curri-MAE", "curri-MAE-ft", "curri-MAE-ft-all",

@@ -15,6 +15,7 @@ from typing import Any
 from encoders.errors import DataError
 from imputation.study.cases import Case
 from imputation.study.run import Plan, cells
+from imputation.tails import incomplete_beta
 
 __all__ = ["Answers", "Pair", "gather", "holm"]
 
@@ -35,13 +36,12 @@ class Pair:
     @property
     def p(self) -> float:
         """Of a difference at least as far from 0, by Student's t; nan of one pair."""
-        from scipy.stats import t  # late: heavy
-
         if self.count < 2 or math.isnan(self.error):
             return math.nan
         if self.error == 0:
             return 1.0 if self.mean == 0 else 0.0
-        return float(2 * t.sf(abs(self.mean / self.error), self.count - 1))
+        freedom = self.count - 1
+        return incomplete_beta(freedom / 2, 0.5, freedom / (freedom + (self.mean / self.error) ** 2))
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from encoders.errors import ConfigError, LegatoError
 from encoders.settings import from_dict, to_dict
 from encoders.training import Interrupted, write_json
 from imputation.calibrate import Calibration, fit
-from imputation.curri_mae import CurriMAEImputer, preset
 from imputation.evaluate import Arm as Asked
 from imputation.evaluate import answer, calibration_data, evaluate
 from imputation.features import FeatureSet
@@ -242,10 +239,3 @@ def _spoken(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def parameters(plan: Plan, case: Case) -> int:
-    """Of the imputer that the plan trains for a case."""
-    config = preset(plan.budget.fill_preset, dim=case.folds[0].train.width, length=case.length)
-    with torch.device("meta"):
-        return sum(p.numel() for p in CurriMAEImputer(config).parameters())
