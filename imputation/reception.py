@@ -106,25 +106,6 @@ def _spread(hit: Bools, periodic: Bools, request: bool) -> Bools:
     return out
 
 
-def clip_coverage(
-    profile: Profile,
-    seed: int,
-    *,
-    batch: int,
-    length: int,
-    clip_seconds: float,
-    recovery: str = "pli",
-    fec: bool = False,
-) -> Floats:
-    """Coverage (B, L, 2) of clips, video then audio: windows of ``length`` clips along one long run of the link.
-
-    A device that renders ``frozen`` or ``zeros`` loses nothing that coverage could see.
-    """
-    return clip_reception(
-        profile, seed, batch=batch, length=length, clip_seconds=clip_seconds, recovery=recovery, fec=fec
-    )[0]
-
-
 def clip_reception(
     profile: Profile,
     seed: int,
@@ -135,7 +116,11 @@ def clip_reception(
     recovery: str = "pli",
     fec: bool = False,
 ) -> tuple[Floats, Floats]:
-    """Coverage of clips and the share of them that is spoiled, (B, L, 2) each; see ``clip_coverage``."""
+    """Coverage of clips and the share of them that is spoiled, (B, L, 2) each, video then audio.
+
+    Windows of ``length`` clips along one long run of the link. A device that renders ``frozen`` or ``zeros`` loses
+    nothing that coverage could see.
+    """
     span, warm_up = length * clip_seconds, clip_seconds * np.ceil(10.0 / clip_seconds)
     # A minute or so between windows, at irregular steps that no cyclic trace can fall in with.
     steps = np.ceil((span + warm_up + 40 + np.random.PCG64(seed).random_raw(batch) % 40) / clip_seconds)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _RATE = re.compile(r"\d+/\d+|clips-[\d.]+")  # conditions that lie on the axis of loss; other profiles are points
 
-__all__ = ["Difference", "FillError", "Reliability", "Results", "Score", "Selective"]
+__all__ = ["Difference", "FillError", "Reliability", "Results", "Score", "Selective", "new_figure", "write_csv"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +181,7 @@ class Results:
         written = [folder / "results.json"]
         for name, rows in tables.items():
             if rows or name in ("scores.csv", "errors.csv"):
-                _write_csv(folder / name, rows)
+                write_csv(folder / name, rows)
                 written.append(folder / name)
         if plot:
             from imputation.calibration_plots import plot_calibration
@@ -245,7 +245,8 @@ def _table(title: str, columns: Sequence[str]) -> "Table":
     return table
 
 
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """One row a line under the names of the first, whole or not at all. Raises DataError where there are none."""
     if not rows:
         raise DataError(f"there is nothing to write to {path.name}; evaluate at least one arm")
     text = io.StringIO(newline="")

@@ -9,7 +9,7 @@ from encoders.errors import ConfigError, UsageError
 from imputation import masks
 from imputation.channel import Channel, open_profile
 from imputation.presence import PresenceRule
-from imputation.reception import RECOVERIES, audio_losses, bad_frames, broken_frames, clip_coverage, clip_reception
+from imputation.reception import RECOVERIES, audio_losses, bad_frames, broken_frames, clip_reception
 
 
 def rng() -> np.random.Generator:
@@ -95,7 +95,7 @@ def test_a_paired_rate_is_a_probability_per_clip():
 
 def test_network_masks_follow_the_presence_rule():
     profile = open_profile("wifi-poor")
-    coverage = clip_coverage(profile, 5, batch=40, length=8, clip_seconds=0.4)
+    coverage, _ = clip_reception(profile, 5, batch=40, length=8, clip_seconds=0.4)
     hidden = masks.network(profile, 5, batch=40, length=8, clip_seconds=0.4)
     assert hidden.shape == (40, 8, 2)
     assert (hidden[..., 0] == (coverage[..., 0] <= 0.5 + 1e-9)).all()

@@ -299,7 +299,7 @@ def test_a_seed_of_everything_comes_before_the_next(tmp_path):
 def answers_of(table):
     """arm -> condition -> accuracies by unit."""
     units = {
-        arm: {c: {("f", i): {"accuracy": a, "std": 0.0, "ece": 0.1} for i, a in enumerate(values)}
+        arm: {c: {("f", i): {"accuracy": a, "std": 0.0, "ece": 0.1, "rate": 0.5} for i, a in enumerate(values)}
               for c, values in conditions.items()}
         for arm, conditions in table.items()
     }  # fmt: skip
@@ -332,6 +332,14 @@ def test_the_mean_over_rates_leaves_whole_windows_out():
     assert table.averaged("a", lossy=False) == 0.75
     with pytest.raises(DataError, match="were never asked the same"):
         answers_of({"a": {"1/2": [1.0]}, "b": {"0/2": [1.0]}}).pair("a", "b", ["1/2"])
+
+
+def test_figures_are_drawn_of_arms_that_were_asked(tmp_path):
+    ours = answers_of({"drops": {"0/2": [1.0], "1/2": [0.5]}})
+    assert [p.name for p in figures.write([ours], tmp_path)] == ["scores.csv"]
+    paper = answers_of({"Pristine": {"0/2": [1.0]}, "curri-MAE": {"0/2": [1.0], "1/2": [0.5]}})
+    names = [p.name for p in figures.write([paper], tmp_path, plot=False)]
+    assert names == ["scores.csv", "figure-toy.csv"]
 
 
 # --- the command

@@ -4,14 +4,13 @@ Figures 2 and 3 are one figure for each encoder: heads down, datasets across, ac
 band of one deviation over draws. Figure 4 is the study of fixed rates with the GRU.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from encoders.errors import DataError, MissingExtraError
+from encoders.errors import DataError
 from encoders.training import writing
+from imputation.results import new_figure, write_csv
 from imputation.study.compare import Answers
 from imputation.study.recipes import ARMS, KINDS
 
@@ -21,40 +20,35 @@ if TYPE_CHECKING:
 __all__ = ["FIXED_RATES", "draw", "write"]
 
 FIXED_RATES = ("Pristine", "MAE 40", "MAE 70", "MAE 40+70", "curri-MAE-ft*", "curri-MAE-ft-all")
+FIXED = ("MAE 40", "MAE 70", "MAE 40+70")  # without them there is nothing to hold against
 MIXTURES = ("curri-MAE-ft 40", "curri-MAE-ft 70", "curri-MAE-ft 40+70")  # the best of them is "-ft*"
 MAIN = ("Pristine", "Video only", "Audio only", "Backoff", "Regular", "Regular-ft-all", "curri-MAE", "curri-MAE-ft",
         "curri-MAE-ft-all")  # fmt: skip
 
 
 def write(answers: Sequence[Answers], out: Path, *, plot: bool = True) -> list[Path]:
-    """``scores.csv``, and for each encoder ``figure-ENCODER.png`` and ``fixed-rates-ENCODER.png``; gives the files."""
+    """``scores.csv``, and for each encoder ``figure-ENCODER`` and ``fixed-rates-ENCODER`` as CSV and PNG, where arms of
+    theirs were asked; gives the files."""
     if not answers:
         raise DataError("the study has found nothing yet; run it first")
     files = [_scores(answers, out / "scores.csv")]
     for encoder in dict.fromkeys(a.case.partition(":")[0] for a in answers):
         own = [a for a in answers if a.case.startswith(f"{encoder}:")]
-        files.append(_figure_csv(own, MAIN, out / f"figure-{encoder}.csv"))
-        gru = [a for a in own if a.kind == "gru"]
-        if gru:
-            files.append(_figure_csv(gru, FIXED_RATES, out / f"fixed-rates-{encoder}.csv"))
-        if plot:
-            files.append(draw(own, MAIN, out / f"figure-{encoder}.png"))
-            if gru:
-                files.append(draw(gru, FIXED_RATES, out / f"fixed-rates-{encoder}.png"))
+        main = [a for a in own if set(MAIN) & set(a.units)]
+        gru = [a for a in own if a.kind == "gru" and set(FIXED) & set(a.units)]
+        for name, tables, arms in (("figure", main, MAIN), ("fixed-rates", gru, FIXED_RATES)):
+            if tables:
+                files.append(_figure_csv(tables, arms, out / f"{name}-{encoder}.csv"))
+            if tables and plot:
+                files.append(draw(tables, arms, out / f"{name}-{encoder}.png"))
     return files
 
 
 def draw(answers: Sequence[Answers], arms: Sequence[str], path: Path) -> Path:
     """Heads down, datasets across."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError(
-            "matplotlib is not installed; run pip install 'legato[plot]', or use --no-plot"
-        ) from None
     kinds = [k for k in KINDS if any(a.kind == k for a in answers)]
     cases = list(dict.fromkeys(a.case for a in answers))
-    figure = Figure(figsize=(4.6 * len(cases) + 2.6, 3.4 * len(kinds) + 0.3), layout="constrained")
+    figure = new_figure(4.6 * len(cases) + 2.6, 3.4 * len(kinds) + 0.3)
     grid = figure.subplots(len(kinds), len(cases), squeeze=False)
     for table in answers:
         axes = grid[kinds.index(table.kind)][cases.index(table.case)]
@@ -109,7 +103,8 @@ def _scores(answers: Sequence[Answers], path: Path) -> Path:
          "units": len(table.units[arm][condition])}
         for table in answers for arm in table.arms for condition in table.units[arm]
     ]  # fmt: skip
-    return _csv(rows, path)
+    write_csv(path, rows)
+    return path
 
 
 def _figure_csv(answers: Sequence[Answers], arms: Sequence[str], path: Path) -> Path:
@@ -121,19 +116,9 @@ def _figure_csv(answers: Sequence[Answers], arms: Sequence[str], path: Path) -> 
                 rows.append({"dataset": table.case.partition(":")[2], "head": table.kind, "arm": name,
                              "lost": condition, "accuracy": f"{table.accuracy(arm, condition):.5f}",
                              "std": f"{table.spread(arm, condition):.5f}"})  # fmt: skip
-    return _csv(rows, path)
+    write_csv(path, rows)
+    return path
 
 
 def _said(value: float | None) -> str:
     return "" if value is None else f"{value:.5f}"
-
-
-def _csv(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    text = io.StringIO(newline="")
-    if rows:
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    with writing(path) as partial:
-        partial.write_text(text.getvalue(), newline="")
-    return path
