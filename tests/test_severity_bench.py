@@ -69,16 +69,21 @@ def test_bins_compare_with_the_fill():
     assert row["gain"] == pytest.approx(np.log(2), abs=1e-6) and row["gain_error"] == pytest.approx(0, abs=1e-9)
 
 
+def a_moving_scene(coding: str, path: Path) -> Path:
+    """Four seconds of pictures that move, under a tone."""
+    tone = 0.2 * np.sin(np.arange(64_000) / 20).astype(np.float32)
+    pictures = np.stack(moving_pictures(100, (96, 128)))
+    scene = Scene(corpus="grid", speaker="s1", voice="pair", pictures=pictures, sound=tone)
+    return coded(scene, "still", coding, path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("coding", ["P", "B"])
 def test_a_forgiving_receiver_differs_in_its_verdict_only(tmp_path: Path, coding: str):
     from runtime.pipeline import Pipeline
 
     pipeline = Pipeline.from_bundle("talk", device="cpu", overrides=["engine.decode_ahead=0"])
-    tone = 0.2 * np.sin(np.arange(64_000) / 20).astype(np.float32)
-    scene = Scene(corpus="grid", speaker="s1", voice="pair", pictures=np.stack(moving_pictures(100, (96, 128))),
-                  sound=tone)  # fmt: skip
-    path = coded(scene, "still", coding, tmp_path / "coded.mkv")
+    path = a_moving_scene(coding, tmp_path / "coded.mkv")
     whole = received(pipeline, path, "", 0, forgives=False)
     assert all(c.coverage["video"] == pytest.approx(1) for c in whole.clips[:9])
     strict, lenient = (received(pipeline, path, "iid-10", 1, forgives=f) for f in (False, True))
@@ -100,10 +105,7 @@ def test_the_runtime_forgives_exactly_as_it_was_measured(tmp_path: Path, coding:
     from runtime.sources import open_source
 
     pipeline = Pipeline.from_bundle("talk", device="cpu", overrides=["engine.decode_ahead=0"])
-    tone = 0.2 * np.sin(np.arange(64_000) / 20).astype(np.float32)
-    scene = Scene(corpus="grid", speaker="s1", voice="pair", pictures=np.stack(moving_pictures(100, (96, 128))),
-                  sound=tone)  # fmt: skip
-    path = coded(scene, "still", coding, tmp_path / "coded.mkv")
+    path = a_moving_scene(coding, tmp_path / "coded.mkv")
     measured = received(pipeline, path, "iid-10", 1, forgives=True).clips
     source = open_source(path, loss="iid-10", seed=1)
     everything = PresenceRule(video=0.0, audio=0.0, forgive_video=1.0, forgive_audio=1.0)
